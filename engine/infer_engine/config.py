@@ -1,0 +1,86 @@
+"""The engine's configuration: frozen, checked once, here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from infer_engine.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits and sizes of one engine. Every wrong value raises ConfigError naming the field, the value and what is allowed.
+
+    max_batch_size: sequences computed together in one step.
+    max_queue_size: requests waiting beyond that; one more is refused with `queue_full`.
+    schedule_interval_ms: the longest an idle engine waits to gather arrivals into its first batch, in ms (0: start at once).
+    max_concurrent_requests: requests accepted and not yet finished by `generate` and `stream` callers; more callers wait.
+    max_cache_tokens: slots in the KV pool, running and cached requests together.
+    num_layers, kv_dim: read from the model when None; given and different from the model's: ConfigError.
+        kv_dim is num_kv_heads * head_dim.
+    chunked_prefill_tokens: prompt tokens computed per step, over all requests.
+    default_max_tokens: output limit of a request that names none.
+    max_model_len: prompt and output together; None: the model's own limit.
+    prefix_cache: False computes every prompt in full (for measurements).
+    """
+
+    max_batch_size: int = 32
+    max_queue_size: int = 256
+    schedule_interval_ms: float = 1
+    max_concurrent_requests: int = 64
+    max_cache_tokens: int = 65536
+    num_layers: int | None = None
+    kv_dim: int | None = None
+    chunked_prefill_tokens: int = 512
+    default_max_tokens: int = 256
+    max_model_len: int | None = None
+    device: Device = "auto"
+    dtype: DType = "auto"
+    prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_batch_size",
+            "max_queue_size",
+            "max_concurrent_requests",
+            "max_cache_tokens",
+            "chunked_prefill_tokens",
+            "default_max_tokens",
+        ):
+            _require_positive(name, getattr(self, name))
+        for name in ("num_layers", "kv_dim", "max_model_len"):
+            if getattr(self, name) is not None:
+                _require_positive(name, getattr(self, name))
+        interval = self.schedule_interval_ms
+        if isinstance(interval, bool) or not isinstance(interval, (int, float)) or not 0 <= interval <= 1000:
+            raise ConfigError(f"schedule_interval_ms: got {interval!r}; must be a number from 0 to 1000")
+        _require_choice("device", self.device, ("auto", "cpu", "cuda"))
+        _require_choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        if self.chunked_prefill_tokens < self.max_batch_size:
+            raise ConfigError(
+                f"chunked_prefill_tokens: got {self.chunked_prefill_tokens}; must be at least max_batch_size ({self.max_batch_size})"
+            )
+
+    @classmethod
+    def from_mapping(cls, fields: dict[str, object]) -> EngineConfig:
+        """From a parsed file; an unknown name is refused together with the list of known ones."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise ConfigError(f"{name}: no such engine setting; known are {', '.join(sorted(known))}")
+        return cls(**fields)  # type: ignore[arg-type]
+
+
+def _require_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}: got {value!r}; must be an integer of at least 1")
+
+
+def _require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}: got {value!r}; must be one of {', '.join(allowed)}")

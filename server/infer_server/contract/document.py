@@ -1,0 +1,68 @@
+"""The desired-state document: all that a pod needs to know of its deployment's tenants, written by the operator (or `up`).
+
+Flows one way, operator -> store -> pod. It carries public keys only: no secret ever enters it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+Name = Annotated[
+    str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,23}[a-z0-9])?$", description="a DNS label of at most 25 characters")
+]
+PublicKey = Annotated[str, Meta(min_length=40, max_length=40, description="a CURVE public key in Z85, 40 characters")]
+Count = Annotated[int, Meta(ge=1, le=2**53)]
+
+
+class QuotaLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True):
+    """What one tenant may use, over all pods. None: no limit. A burst of None is one minute's worth."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    max_concurrent_requests: Count | None = None
+    tokens_per_day: Count | None = None
+    tokens_per_month: Count | None = None
+    cached_token_weight: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    requests_burst: Count | None = None
+    tokens_burst: Count | None = None
+
+
+class TenantEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    name: Name
+    uid: str
+    """Minted when the tenant first appears; the epoch of its cache."""
+    port: Annotated[int, Meta(ge=1, le=65535)]
+    public_keys: tuple[PublicKey, ...]
+    quota: QuotaLimits = QuotaLimits()
+    suspended: bool = False
+
+
+class Version(Struct, frozen=True, kw_only=True, order=True, forbid_unknown_fields=True, rename="camel"):
+    """`revision` rises with every change of content, by compare-and-set. A different uid replaces."""
+
+    uid: str
+    generation: int
+    revision: int
+
+
+class DesiredState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    version: Version
+    namespace: str
+    """The Kubernetes namespace; `local` on a laptop."""
+    deployment: Name
+    tenants: tuple[TenantEntry, ...] = ()
+
+    def tenant_id(self, tenant: str) -> str:
+        return f"{self.namespace}/{self.deployment}/{tenant}"
+
+
+def encode(document: DesiredState) -> bytes:
+    return msgspec.json.encode(document)
+
+
+def decode(data: bytes) -> DesiredState:
+    """Raises msgspec.ValidationError naming the path of what is wrong."""
+    return msgspec.json.decode(data, type=DesiredState)

@@ -1,0 +1,19 @@
+"""Names of everything that lives in the store, in one place. A tenant's keys share the hash tag `{TenantId}`, so one call may touch them all."""
+
+from __future__ import annotations
+
+PREFIX = "inferengine"
+
+
+def document_key(namespace: str, deployment: str) -> str:
+    return f"{PREFIX}:{{{namespace}/{deployment}}}:document"
+
+
+def document_channel(namespace: str, deployment: str) -> str:
+    """Pub/sub channel that announces a new revision; a follower also polls, since a message can be lost."""
+    return f"{PREFIX}:{{{namespace}/{deployment}}}:changed"
+
+
+def tenant_key(tenant_id: str, part: str) -> str:
+    """part: limits (hash), state (hash: buckets and ledgers), leases (zset), requests (hash), audit (stream)."""
+    return f"{PREFIX}:{{{tenant_id}}}:{part}"

@@ -63,7 +63,8 @@ class EngineConfig:
         _require_choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
         if self.chunked_prefill_tokens < self.max_batch_size:
             raise ConfigError(
-                f"chunked_prefill_tokens: got {self.chunked_prefill_tokens}; must be at least max_batch_size ({self.max_batch_size})"
+                f"chunked_prefill_tokens: got {self.chunked_prefill_tokens}; "
+                f"must be at least max_batch_size ({self.max_batch_size})"
             )
 
     @classmethod

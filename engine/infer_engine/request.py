@@ -57,8 +57,9 @@ class SamplingParams:
             _require_int("seed", self.seed, low=0, high=2**63 - 1)
         if self.logprobs is not None:
             _require_int("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
-        if isinstance(self.stop, str):
-            raise InvalidRequestError(f"stop: got the string {self.stop!r}; give a list of strings")
+        stop: object = self.stop
+        if isinstance(stop, str):
+            raise InvalidRequestError(f"stop: got the string {stop!r}; give a list of strings")
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -79,9 +80,9 @@ def _require_int(field: str, value: object, *, low: int, high: int | None = None
 
 
 def _require_number(field: str, value: object, *, low: float, high: float, open_low: bool = False) -> None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        if (low < value if open_low else low <= value) and value <= high:
-            return
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if is_number and (low < value if open_low else low <= value) and value <= high:  # type: ignore[operator]
+        return
     bound = "greater than" if open_low else "at least"
     raise InvalidRequestError(f"{field}: got {value!r}; must be a finite number, {bound} {low} and at most {high}")
 
@@ -97,7 +98,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """prompt_tokens = cached_tokens (read from the prefix cache) + those computed for the first time; output_tokens were generated."""
+    """prompt_tokens = cached_tokens (read from the prefix cache) + those computed; output_tokens were generated."""
 
     prompt_tokens: int
     cached_tokens: int

@@ -103,7 +103,7 @@ class CacheAwareModel(Protocol):
     def info(self) -> ModelInfo: ...
 
     def prefill_with_cache(self, token_ids: torch.Tensor, start_position: int, cache: SequenceCache) -> torch.Tensor:
-        """Compute prompt tokens [n] at positions [start_position, start_position + n); return the last one's logits [vocab_size]."""
+        """Compute prompt tokens [n] from `start_position` on; return the last one's logits [vocab_size]."""
         ...
 
     def decode_with_cache(self, token_id: int, position: int, cache: SequenceCache) -> torch.Tensor:

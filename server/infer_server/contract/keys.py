@@ -1,4 +1,7 @@
-"""Names of everything that lives in the store, in one place. A tenant's keys share the hash tag `{TenantId}`, so one call may touch them all."""
+"""Names of everything that lives in the store, in one place.
+
+A tenant's keys share the hash tag `{TenantId}`, so that one call may touch them all.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ end together with the name of the peer (`Link`). So the tenant of a front is a f
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -89,6 +90,7 @@ class EngineReady(Struct, frozen=True, array_like=True, tag="ready"):
     max_model_len: int
     default_max_tokens: int
     max_cache_tokens: int
+    vocab_size: int
 
 
 class Tokens(Struct, frozen=True, array_like=True, tag="tokens"):
@@ -165,3 +167,32 @@ SupervisorToGateway = Link | EndpointFailed
 def frame(message: Struct) -> bytes:
     body = msgspec.msgpack.encode(message)
     return LENGTH.pack(len(body)) + body
+
+
+class FramingError(Exception):
+    """The peer announces a message larger than MAX_MESSAGE: the stream can't be trusted any more, close it."""
+
+
+class Deframer:
+    """Cuts a byte stream into the bodies of its messages; keeps what is incomplete for the next call."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
+        """Exhaust the iterator before the next call. Raises FramingError."""
+        if self._rest:
+            self._rest += data
+            data = bytes(self._rest)
+            self._rest.clear()
+        view, start = memoryview(data), 0
+        while len(view) - start >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(view, start)
+            if length > MAX_MESSAGE:
+                raise FramingError(f"a message of {length} bytes was announced; at most {MAX_MESSAGE} are allowed")
+            end = start + LENGTH.size + length
+            if end > len(view):
+                break
+            yield bytes(view[start + LENGTH.size : end])
+            start = end
+        self._rest += view[start:]

@@ -1,7 +1,8 @@
 """Wire protocol v1 between a tenant's client and its front: two ZeroMQ frames, `[header][body]`.
 
-Each frame is MessagePack, or JSON when its first byte is `{`. The front answers a connection in the encoding of its latest
-message. A request id (`rid`) is scoped to its connection.
+Each frame is MessagePack, or JSON when its first byte is `{`. An answer comes in the encoding of the header that it
+answers. A request id (`rid`) is scoped to its connection, is 1 to 64 bytes, and comes back as it was given, string or bytes;
+a string and its UTF-8 bytes are the same id.
 
     client -> server   HELLO    optional: versions the client speaks
                        REQ      body: Generate
@@ -13,11 +14,14 @@ message. A request id (`rid`) is scoped to its connection.
                        END      finish_reason, usage
                        ERR      code, message, retry_ms: the request is over (or never began)
                        PONG
+
+The exact rules are in docs/protocol.md.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import functools
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -26,13 +30,28 @@ VERSION = 1
 MAX_FRAME = 1 << 20
 MAX_RID = 64
 
-Rid = Annotated[str, Meta(min_length=1, max_length=MAX_RID)] | Annotated[bytes, Meta(min_length=1, max_length=MAX_RID)]
+Encoding = Literal["json", "msgpack"]
 
 
 class Header(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`rid` is a string or bytes; msgspec has no such union, so it is checked here."""
+
     op: str
-    rid: Rid | None = None
+    rid: Any = None
     v: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.rid is None:
+            return
+        if not isinstance(self.rid, (str, bytes)):
+            raise ValueError(f"`$.rid`: must be a string or bytes, got {type(self.rid).__name__}")
+        if not 1 <= len(self.key) <= MAX_RID:
+            raise ValueError(f"`$.rid`: must be 1 to {MAX_RID} bytes long, got {len(self.key)}")
+
+    @property
+    def key(self) -> bytes:
+        """The request id as bytes, whatever kind it came in; empty where there is none."""
+        return self.rid.encode() if isinstance(self.rid, str) else self.rid or b""
 
 
 class Message(Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +82,11 @@ class Generate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     deadline_ms: Annotated[int, Meta(ge=1)] | None = None
     cache_salt: Annotated[str, Meta(max_length=128)] | None = None
     """Requests share cached prefixes only with requests of the same salt."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("prompt", "messages", "token_ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of prompt, messages, token_ids; got {', '.join(given) or 'none'}")
 
 
 class Hello(Struct, frozen=True, omit_defaults=True):
@@ -99,8 +123,25 @@ class Err(Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_ms: int | None = None
 
 
+def encoding_of(frame: bytes | memoryview) -> Encoding:
+    return "json" if bytes(frame[:1]) == b"{" else "msgpack"
+
+
 def decode(frame: bytes | memoryview, type: type[Any]) -> Any:
     """Raises msgspec.ValidationError or msgspec.DecodeError; the message names the path of what is wrong."""
-    if bytes(frame[:1]) == b"{":
-        return msgspec.json.decode(frame, type=type)
-    return msgspec.msgpack.decode(frame, type=type)
+    return _decoder(type, encoding_of(frame)).decode(frame)  # type: ignore[arg-type]
+
+
+def encode(message: Any, encoding: Encoding) -> bytes:
+    return _ENCODERS[encoding].encode(message)
+
+
+_ENCODERS: dict[Encoding, msgspec.json.Encoder | msgspec.msgpack.Encoder] = {
+    "json": msgspec.json.Encoder(),
+    "msgpack": msgspec.msgpack.Encoder(),
+}
+
+
+@functools.cache
+def _decoder(type: type[Any], encoding: Encoding) -> Any:
+    return msgspec.json.Decoder(type) if encoding == "json" else msgspec.msgpack.Decoder(type)

@@ -1,7 +1,7 @@
 """Text to token ids and back, for whole texts and for streams.
 
-In: text, chat messages, output token ids as they come. Out: token ids, text cut at stop strings. Built on the `tokenizers` library directly:
-the process that only tokenises loads no torch.
+In: text, chat messages, output token ids as they come. Out: token ids, text cut at stop strings. Built on the `tokenizers`
+library directly: the process that only tokenises loads no torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import tokenizers
 
 from infer_engine.errors import InvalidRequestError, ModelLoadError
+from infer_engine.model.chat_template import ChatTemplate, ChatTemplateError
 from infer_engine.model.detokenizer import new_decoder
 
 Message = Mapping[str, str]
@@ -33,7 +34,7 @@ class Tokenizer:
     ) -> None:
         """special_tokens: names as the template uses them, e.g. {"bos_token": "<s>"}."""
         self.backend = backend
-        self.chat_template = chat_template
+        self._template = ChatTemplate(chat_template) if chat_template is not None else None
         self.special_tokens = dict(special_tokens or {})
         self.eos_token_ids = eos_token_ids
         backend.no_padding()
@@ -63,12 +64,15 @@ class Tokenizer:
         eos_token = special_tokens.get("eos_token")
         if eos_token is not None and (eos_token_id := backend.token_to_id(eos_token)) is not None:
             eos_token_ids |= {eos_token_id}
-        return cls(
-            backend,
-            chat_template=_chat_template(directory, settings),
-            special_tokens=special_tokens,
-            eos_token_ids=eos_token_ids,
-        )
+        try:
+            return cls(
+                backend,
+                chat_template=_chat_template(directory, settings),
+                special_tokens=special_tokens,
+                eos_token_ids=eos_token_ids,
+            )
+        except ChatTemplateError as error:
+            raise ModelLoadError(f"{directory}: the model's chat template is broken: {error}") from error
 
     @property
     def vocab_size(self) -> int:
@@ -84,22 +88,13 @@ class Tokenizer:
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next answer starts."""
-        if self.chat_template is None:
+        if self._template is None:
             raise InvalidRequestError("messages: this model has no chat template; send a prompt instead")
-        # Imported here: it takes most of a second, and completions of plain prompts don't need it
-        import jinja2
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         try:
-            rendered, _ = render_jinja_template(
-                conversations=[[dict(message) for message in messages]],
-                chat_template=self.chat_template,
-                add_generation_prompt=True,
-                **self.special_tokens,
-            )
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+            text = self._template.render(messages, self.special_tokens)
+        except ChatTemplateError as error:
             raise InvalidRequestError(f"messages: the model's chat template refuses them: {error}") from error
-        return self.backend.encode(rendered[0], add_special_tokens=False).ids
+        return self.backend.encode(text, add_special_tokens=False).ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,26 @@
+"""What the supervisor tells a running front, one datagram each over the socketpair between them. Each is answered by `DONE`."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+DONE = b"done"
+MAX_DATAGRAM = 1 << 20
+
+
+class SetUsers(Struct, frozen=True, array_like=True, tag="users"):
+    """The whole set of keys from now on; connections of a key that is not in it are dropped."""
+
+    users: dict[str, str]
+    """client's public key (Z85) -> User-Id"""
+
+
+class StopListening(Struct, frozen=True, array_like=True, tag="stop"):
+    """Take no new connection; serve those that are there."""
+
+
+Command = SetUsers | StopListening
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Command).decode

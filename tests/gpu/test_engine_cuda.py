@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from infer_engine import EngineConfig, InferenceEngine, SamplingParams
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from infer_engine import EngineConfig, InferenceEngine, SamplingParams
 
 pytestmark = pytest.mark.gpu
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)

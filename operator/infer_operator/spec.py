@@ -76,7 +76,7 @@ class EngineSpec(_Fields, frozen=True, kw_only=True):
 class TenantSpec(_Fields, frozen=True, kw_only=True):
     name: Name
     suspend: bool = False
-    """Refuse its requests, keep its endpoint, keys and cache."""
+    """Close its endpoint; its port, keys and cache stay."""
     quota: QuotaLimits = QuotaLimits()
 
 

@@ -1,0 +1,42 @@
+"""What a home for pods offers to the reconciler: a cluster, or this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from infer_operator.state import Change, Key, Observed, Resource, TenantRecord
+from infer_operator.status import Access, Health, Status
+
+
+class Backend(Protocol):
+    async def observe(self, key: Key) -> Observed:
+        """All there is, now. Changes nothing. An unreachable store is told in the answer, not raised."""
+        ...
+
+    def build(self, key: Key, resource: Resource, records: Mapping[str, TenantRecord]) -> Mapping[str, bytes]:
+        """Name -> content of every object that should exist. Pure: same arguments, same answer."""
+        ...
+
+    def port_in_use(self, port: int) -> bool:
+        """Whether something other than a tenant of the resource at hand occupies it."""
+        ...
+
+    async def apply(self, key: Key, change: Change) -> None:
+        """Carry out one change, durably before it returns.
+
+        Raises StoreUnavailableError or RevisionConflictError for a document, OSError for what cannot be kept.
+        """
+        ...
+
+    def access(self, key: Key, record: TenantRecord) -> Access: ...
+
+    async def health(self, key: Key) -> Health:
+        """How the pods are."""
+        ...
+
+    async def last_status(self, key: Key) -> Status | None: ...
+
+    async def report(self, key: Key, status: Status) -> None:
+        """Make the status known; called only with one that differs from the last."""
+        ...

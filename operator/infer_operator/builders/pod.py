@@ -1,0 +1,52 @@
+"""Resource -> the configuration of its pods, as the server reads it (infer_server/config.py; a contract test compares the two).
+
+Everything in it takes effect with a restart. What may change without one is in the desired-state document.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from infer_operator.state import Key, Resource
+
+DRAIN_SECONDS = 30.0
+"""how long running requests may go on after SIGTERM"""
+
+
+def pod_config(
+    key: Key,
+    resource: Resource,
+    *,
+    store_url: str,
+    server_key_file: str,
+    namespace_key_file: str,
+    host: str,
+    http_port: int,
+) -> bytes:
+    """JSON, indented for people."""
+    model = resource.deployment.spec.model
+    fields: dict[str, Any] = {
+        "namespace": key.namespace,
+        "deployment": key.name,
+        "model": model.uri if model.revision is None else f"{model.uri}@{model.revision}",
+        "modelName": model.name,
+        "storeUrl": store_url,
+        "serverKeyFile": server_key_file,
+        "namespaceKeyFile": namespace_key_file,
+        "engine": engine_config(resource),
+        "listenHost": host,
+        "httpHost": host,
+        "httpPort": http_port,
+        "drainSeconds": DRAIN_SECONDS,
+    }
+    return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
+
+
+def engine_config(resource: Resource) -> dict[str, Any]:
+    """The fields of the engine's configuration, in its own names; what is absent in the resource is left to the engine."""
+    spec = resource.deployment.spec
+    fields = {name: getattr(spec.engine, name) for name in spec.engine.__struct_fields__}
+    fields |= {"dtype": spec.model.dtype, "max_model_len": spec.model.max_model_len}
+    return {name: value for name, value in fields.items() if value is not None}

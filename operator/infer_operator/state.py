@@ -1,0 +1,93 @@
+"""The values that flow through one reconcile: what was observed, what is to change. Frozen; no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from msgspec import Struct
+
+from infer_operator.spec import InferenceDeployment
+from infer_server.contract.document import DesiredState
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Which resource."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Resource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """The resource as its API server holds it; on one machine the state directory stands in for that."""
+
+    uid: str
+    """Minted when it is created; another uid is another resource, whatever its name."""
+    generation: int
+    """Rises with each change of the spec."""
+    deployment: InferenceDeployment
+
+
+class TenantRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """What a tenant was given when it first appeared. Written once, gone with the tenant. Secret."""
+
+    name: str
+    uid: str
+    port: int
+    client_public_key: str
+    client_secret_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    resource: Resource | None
+    """None: it is deleted, or was never there."""
+    records: Mapping[str, TenantRecord] = field(default_factory=dict)
+    retired_ports: Mapping[int, float] = field(default_factory=dict)
+    """port of a tenant that left -> Unix time from which it may be given out again"""
+    objects: Mapping[str, bytes] = field(default_factory=dict)
+    """name -> content, of all objects that the backend builds"""
+    document: DesiredState | None = None
+    last_revision: int = 0
+    """The highest revision that was ever written, also where the store has lost it."""
+    store_error: str | None = None
+    """Why the store could not be read; then `document` says nothing."""
+    rejected: tuple[str, ...] = ()
+    """Mistakes of the newest edit, if it was refused; `resource` is then the last good one."""
+
+
+# --- changes, in the words of what they do; a backend applies each -----------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class SaveTenant:
+    record: TenantRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveTenant:
+    record: TenantRecord
+    port_free_at: float
+    """Unix time"""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteObject:
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteObject:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteDocument:
+    document: DesiredState
+    expected_revision: int
+
+
+Change = SaveTenant | RemoveTenant | WriteObject | DeleteObject | WriteDocument

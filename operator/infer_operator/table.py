@@ -1,0 +1,40 @@
+"""Status -> text for a terminal. Pure."""
+
+from __future__ import annotations
+
+from tabulate import tabulate
+
+from infer_operator.status import Status
+from infer_server.contract.document import QuotaLimits
+
+
+def tenants(status: Status) -> str:
+    rows = [
+        (
+            tenant.name,
+            "suspended" if tenant.suspended else tenant.endpoint,
+            tenant.credentials_file,
+            quota(tenant.quota),
+        )
+        for tenant in status.tenants
+    ]
+    return tabulate(rows, headers=("tenant", "endpoint", "credentials file", "quota"))
+
+
+def conditions(status: Status) -> str:
+    rows = [
+        (condition.type, condition.status, condition.reason, condition.message.replace("\n", "; "))
+        for condition in status.conditions
+    ]
+    return tabulate(rows, headers=("condition", "status", "reason", "message"))
+
+
+def quota(limits: QuotaLimits) -> str:
+    parts = [
+        (limits.requests_per_minute, "requests/min"),
+        (limits.tokens_per_minute, "tokens/min"),
+        (limits.max_concurrent_requests, "at once"),
+        (limits.tokens_per_day, "tokens/day"),
+        (limits.tokens_per_month, "tokens/month"),
+    ]
+    return ", ".join(f"{value} {unit}" for value, unit in parts if value is not None) or "none"

@@ -72,12 +72,8 @@ def prepare(request: Generate, ready: EngineReady, served_model: str, tokenizer:
 
 
 def _prompt_tokens(request: Generate, ready: EngineReady, tokenizer: Tokenizer) -> np.ndarray[Any, np.dtype[np.int32]]:
-    given = [name for name in ("prompt", "messages", "token_ids") if getattr(request, name) is not None]
-    if len(given) != 1:
-        raise RefusedError(
-            "invalid_request", f"prompt, messages, token_ids: exactly one is needed, got {', '.join(given) or 'none'}"
-        )
-    (field,) = given
+    # Generate itself makes sure that exactly one of the three is given.
+    field = next(name for name in ("prompt", "messages", "token_ids") if getattr(request, name) is not None)
     if not getattr(request, field):
         raise RefusedError("invalid_request", f"{field}: is empty; at least one token is needed")
     if request.token_ids is not None:

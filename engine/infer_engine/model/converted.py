@@ -1,0 +1,98 @@
+"""Keeps models that had to be converted, so that it happens once per machine.
+
+In: a GGUF file. Out: a directory in the user's cache with the same model as safetensors. A directory appears there complete
+or not at all, one process converts while others wait, and one that was damaged since is made anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infer_engine.errors import ModelLoadError
+from infer_engine.model.source import file_fingerprint
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+# Part of a directory's name: raise it when the conversion changes, and old directories are no longer used
+FORMAT = 1
+
+
+def models_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "inferengine" / "models"
+
+
+def convert_once(file: Path) -> Path:
+    """The converted form of a GGUF file. Raises ModelLoadError where it can't be read or the cache can't be written."""
+    identity = hashlib.sha256(f"{FORMAT}\0{file_fingerprint(file)}".encode()).hexdigest()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem)
+    directory = models_directory() / f"{name}-{identity[:16]}"
+    if is_intact(directory):
+        return directory
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(directory.with_suffix(directory.suffix + ".lock")):
+            if not is_intact(directory):  # another process may have made it while we waited
+                _rebuild(file, directory)
+    except OSError as error:
+        raise ModelLoadError(
+            f"{directory}: the converted model can't be kept here ({error}); set XDG_CACHE_HOME to a directory that is "
+            "writable and has room for it"
+        ) from error
+    return directory
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether all files are there and as they were written (sizes and fingerprints; a few milliseconds)."""
+    try:
+        files = json.loads((directory / MANIFEST).read_text())["files"]
+        return all(_describe(directory / name) == description for name, description in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _rebuild(file: Path, directory: Path) -> None:
+    if directory.exists():
+        # A warning, like the line below it: nobody may have asked for INFO, and loading takes long this time
+        logger.warning("%s is damaged; it is made anew", directory)
+        shutil.rmtree(directory)
+    logger.warning("converting %s to safetensors, once; this takes a minute for each GB or so", file.name)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        from infer_engine.model.gguf import convert
+
+        convert(file, temporary)
+        _write_manifest(temporary)
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        temporary.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    logger.warning("converted %s to %s", file.name, directory)
+
+
+def _write_manifest(directory: Path) -> None:
+    files = {path.name: _describe(path) for path in sorted(directory.iterdir())}
+    (directory / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
+
+
+def _describe(path: Path) -> dict[str, object]:
+    return {"size": path.stat().st_size, "fingerprint": file_fingerprint(path)}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time; the kernel releases it when its holder dies."""
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

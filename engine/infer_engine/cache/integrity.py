@@ -8,7 +8,7 @@ I4  A node's lock_ref is at least the sum of its children's (each lock goes from
     node all are locked, and below an unlocked one none is.
 I5  A namespace's root is there if and only if it has a child or a lock. All nodes of a dropped one are locked.
 I6  The eviction order holds exactly the unlocked nodes, each after its children. So the first is a leaf.
-I7  The counters (tokens, evictable tokens, nodes; per namespace and in all) are what a count gives.
+I7  The counters (tokens, protected tokens, nodes; per namespace and in all) are what a count gives.
 I8  A counter of evictions is kept by the namespace's root, or else among the remembered ones, whose number is bounded.
 """
 
@@ -65,10 +65,10 @@ def _check_root(root: Root, *, is_dropped: bool) -> None:
     assert not is_dropped or all(node.lock_ref > 0 for node in nodes), f"I5: an unlocked node in dropped {name!r}"
     assert all(node.root is root for node in nodes), f"I2: a node below {name!r} belongs to another namespace"
     num_tokens = sum(len(node.slots) for node in nodes)
-    evictable = sum(len(node.slots) for node in nodes if node.lock_ref == 0)
+    protected = sum(len(node.slots) for node in nodes if node.lock_ref > 0)
     assert root.num_tokens == num_tokens, f"I7: {name!r} counts {root.num_tokens} tokens, has {num_tokens}"
-    assert root.num_evictable_tokens == evictable, (
-        f"I7: {name!r} counts {root.num_evictable_tokens} evictable tokens, has {evictable}"
+    assert root.num_protected_tokens == protected, (
+        f"I7: {name!r} counts {root.num_protected_tokens} protected tokens, has {protected}"
     )
 
 

@@ -55,14 +55,14 @@ class Root(Node):
     roots share one now, and a root of its own share group would bring its own.
     """
 
-    __slots__ = ("is_dropped", "namespace", "num_evictable_tokens", "num_evicted_tokens", "num_tokens", "order")
+    __slots__ = ("is_dropped", "namespace", "num_evicted_tokens", "num_protected_tokens", "num_tokens", "order")
 
     def __init__(self, namespace: str, order: EvictionPolicy, num_evicted_tokens: int = 0) -> None:
         super().__init__(b"", array("i"), 0, self, self)
         self.namespace = namespace
         self.order = order
         self.num_tokens = 0
-        self.num_evictable_tokens = 0
+        self.num_protected_tokens = 0
         self.num_evicted_tokens = num_evicted_tokens
         self.is_dropped = False
 

@@ -48,7 +48,7 @@ class RadixCache:
         self._dropped_roots: set[Root] = set()  # still locked somewhere
         self._evicted_before: dict[str, int] = {}  # num_evicted_tokens of namespaces without a root, oldest first
         self._num_tokens = 0
-        self._num_evictable_tokens = 0
+        self._num_protected_tokens = 0
         self._num_nodes = 0
 
     @property
@@ -59,11 +59,11 @@ class RadixCache:
     @property
     def num_evictable_tokens(self) -> int:
         """What `evict` can free now."""
-        return self._num_evictable_tokens
+        return self._num_tokens - self._num_protected_tokens
 
     @property
     def num_protected_tokens(self) -> int:
-        return self._num_tokens - self._num_evictable_tokens
+        return self._num_protected_tokens
 
     @property
     def num_nodes(self) -> int:
@@ -149,8 +149,8 @@ class RadixCache:
             node.lock_ref += 1
             node = node.parent
         root.lock_ref += 1
-        root.num_evictable_tokens -= num_locked
-        self._num_evictable_tokens -= num_locked
+        root.num_protected_tokens += num_locked
+        self._num_protected_tokens += num_locked
 
     def unlock(self, handle: Handle) -> array[int]:
         """Take back one `lock` of this handle and count its prefix as used where nobody else holds it.
@@ -175,8 +175,8 @@ class RadixCache:
                 num_unlocked += len(node.slots)
             node = node.parent
         root.lock_ref -= 1
-        root.num_evictable_tokens += num_unlocked
-        self._num_evictable_tokens += num_unlocked
+        root.num_protected_tokens -= num_unlocked
+        self._num_protected_tokens -= num_unlocked
         if not root.children:
             self._retire_if_empty(root)
         return array("i")
@@ -194,21 +194,23 @@ class RadixCache:
             leaf = order.victim()
             if leaf is None:
                 break
-            if len(leaf.slots) > num_missing:
-                self._split(leaf, len(leaf.slots) - num_missing)
+            num_leaf = len(leaf.slots)
+            if num_leaf > num_missing:
+                self._split(leaf, num_leaf - num_missing)
+                num_leaf = num_missing
             order.remove(leaf)
-            slots = leaf.slots
-            num_missing -= len(slots)
-            freed += slots
+            num_missing -= num_leaf
+            freed += leaf.slots
             leaf.lock_ref = EVICTED  # it keeps its parent: a handle whose prefix ended above still finds it
-            self._num_nodes -= 1
-            root = leaf.root
-            root.num_evicted_tokens += len(slots)
             siblings = leaf.parent.children
             del siblings[leaf.key[:TOKEN_BYTES]]
-            self._forget_tokens(root, len(slots), num_evictable=len(slots))
+            root = leaf.root
+            root.num_tokens -= num_leaf
+            root.num_evicted_tokens += num_leaf
+            self._num_nodes -= 1
             if not siblings and not root.children:
                 self._retire_if_empty(root)
+        self._num_tokens -= len(freed)
         return freed
 
     def drop_namespace(self, namespace: str) -> array[int]:
@@ -234,7 +236,8 @@ class RadixCache:
                 node.lock_ref = EVICTED
             # Also breaks the cycles parent-child, so that memory goes without the garbage collector.
             node.children = {child.key[:TOKEN_BYTES]: child for child in children if child.lock_ref > 0}
-        self._forget_tokens(root, len(freed), num_evictable=len(freed))
+        root.num_tokens -= len(freed)
+        self._num_tokens -= len(freed)
         self._remember_counter(root)
         if root.lock_ref > 0:
             self._dropped_roots.add(root)
@@ -247,7 +250,7 @@ class RadixCache:
             before = usage.get(root.namespace, NamespaceUsage(0, 0, 0))
             usage[root.namespace] = NamespaceUsage(
                 before.num_tokens + root.num_tokens,
-                before.num_protected_tokens + root.num_tokens - root.num_evictable_tokens,
+                before.num_protected_tokens + root.num_protected_tokens,
                 before.num_evicted_tokens + (0 if root.is_dropped else root.num_evicted_tokens),
             )
         return usage
@@ -312,9 +315,7 @@ class RadixCache:
             self._num_nodes += 1
             node = child
         root.num_tokens += len(slots)
-        root.num_evictable_tokens += len(slots)
         self._num_tokens += len(slots)
-        self._num_evictable_tokens += len(slots)
         return node
 
     def _touch_path(self, node: Node) -> None:
@@ -338,14 +339,11 @@ class RadixCache:
         root.lock_ref -= 1
         if root.lock_ref == 0:
             self._dropped_roots.discard(root)
-        self._forget_tokens(root, len(freed), num_evictable=0)
+        root.num_tokens -= len(freed)
+        root.num_protected_tokens -= len(freed)
+        self._num_tokens -= len(freed)
+        self._num_protected_tokens -= len(freed)
         return freed
-
-    def _forget_tokens(self, root: Root, num_tokens: int, *, num_evictable: int) -> None:
-        root.num_tokens -= num_tokens
-        root.num_evictable_tokens -= num_evictable
-        self._num_tokens -= num_tokens
-        self._num_evictable_tokens -= num_evictable
 
     def _retire_if_empty(self, root: Root) -> None:
         if not root.children and root.lock_ref == 0:

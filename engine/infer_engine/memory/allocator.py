@@ -31,13 +31,14 @@ class SlotAllocator:
     (about 2 us for 65,536 slots).
     """
 
-    __slots__ = ("_flags", "_next_idx", "_num_free")
+    __slots__ = ("_flags", "_next_idx", "_num_free", "_numbers")
 
     def __init__(self, num_slots: int) -> None:
         """Raises RejectedError unless `num_slots` is a positive integer."""
         if isinstance(num_slots, bool) or not isinstance(num_slots, int) or num_slots < 1:
             raise RejectedError(f"num_slots: got {num_slots!r}; must be an integer of at least 1")
         self._flags = bytearray(FREE * num_slots)
+        self._numbers = array("i", range(num_slots))  # constant: a run is cut out of it, not counted up
         self._num_free = num_slots
         self._next_idx = 0
 
@@ -65,7 +66,7 @@ class SlotAllocator:
             end = flags.find(USED, start, start + num_missing)
             if end < 0:
                 end = min(start + num_missing, len(flags))
-            slots.extend(range(start, end))
+            slots += self._numbers[start:end]
             flags[start:end] = bytes(end - start)
             self._next_idx = end
             num_missing -= end - start
@@ -74,25 +75,17 @@ class SlotAllocator:
 
     def free(self, slots: Sequence[int]) -> None:
         """Take back slots that `allocate` handed out. Raises AssertionError, with nothing taken back, if one is not out."""
-        if len(slots) == 0:
+        num_given = len(slots)
+        if num_given == 0:
             return
-        low = min(slots)
-        high = max(slots)
-        if low < 0 or high >= len(self._flags):
-            raise AssertionError(f"free of slot {low if low < 0 else high}: slots go from 0 to {len(self._flags) - 1}")
-        if len(set(slots)) != len(slots):
-            raise AssertionError("free of the same slot twice in one call")
-        flags = self._flags
-        if high - low + 1 == len(slots):  # one run, in any order: the usual case
-            if FREE in flags[low : high + 1]:
+        first = slots[0]
+        if 0 <= first <= self.num_slots - num_given and slots == self._numbers[first : first + num_given]:
+            if FREE in self._flags[first : first + num_given]:
                 raise self._double_free(slots)
-            flags[low : high + 1] = FREE * len(slots)
+            self._flags[first : first + num_given] = FREE * num_given
         else:
-            if any(map(flags.__getitem__, slots)):
-                raise self._double_free(slots)
-            for slot in slots:
-                flags[slot] = 1
-        self._num_free += len(slots)
+            self._free_scattered(slots)
+        self._num_free += num_given
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the state contradicts itself. O(num_slots)."""
@@ -100,6 +93,18 @@ class SlotAllocator:
         assert num_free == self._num_free, f"num_free is {self._num_free}, counted {num_free}"
         assert num_free + self._flags.count(USED) == len(self._flags), "a flag is neither free nor used"
         assert 0 <= self._next_idx <= len(self._flags), f"the search stands at {self._next_idx}, outside of the pool"
+
+    def _free_scattered(self, slots: Sequence[int]) -> None:
+        flags = self._flags
+        for slot in (min(slots), max(slots)):
+            if not 0 <= slot < len(flags):
+                raise AssertionError(f"free of slot {slot}: slots go from 0 to {len(flags) - 1}")
+        if len(set(slots)) != len(slots):
+            raise AssertionError("free of the same slot twice in one call")
+        if any(map(flags.__getitem__, slots)):
+            raise self._double_free(slots)
+        for slot in slots:
+            flags[slot] = 1
 
     def _double_free(self, slots: Sequence[int]) -> AssertionError:
         slot = next(slot for slot in slots if self._flags[slot])

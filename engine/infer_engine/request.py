@@ -113,6 +113,8 @@ class RequestOutput:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None
     usage: Usage
+    error: Exception | None = None
+    """Why, where the finish reason is "error". What was generated before is kept."""
 
 
 @dataclass(frozen=True, slots=True)

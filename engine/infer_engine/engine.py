@@ -1,0 +1,397 @@
+"""InferenceEngine: a model, its KV pool and its scheduler behind one thread. `step()` is the place to begin reading.
+
+In: prompts as text or token ids, from any thread or event loop. Out: events per request, and outputs made of them.
+
+Who owns what: the engine's own thread runs the step loop and is the single writer of scheduler, ledger, cache and allocator.
+Callers touch the waiting queue, the loop's commands and the counters, each behind a short mutex; the model is behind a mutex
+of its own. Events are delivered from the engine's thread at the end of a step, when the counters are up to date.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from infer_engine.cache import RadixCache
+from infer_engine.calls import Calls, Options, Prompt
+from infer_engine.config import EngineConfig
+from infer_engine.errors import ConfigError, EngineClosedError, InferEngineError, QueueFullError, RejectedError
+from infer_engine.loop import StepLoop
+from infer_engine.memory.allocator import SlotAllocator
+from infer_engine.memory.kv_pool import KVPool
+from infer_engine.model.loader import LoadedModel, load_model
+from infer_engine.model.protocol import ModelInfo
+from infer_engine.model.sampler import SampledToken, Sampler
+from infer_engine.model.tokenizer import Tokenizer
+from infer_engine.request import Event, FinishedEvent, RequestOutput, SamplingParams
+from infer_engine.scheduler import sequence as scheduling
+from infer_engine.scheduler.batch import ScheduledBatch
+from infer_engine.scheduler.intake import Intake, TokenIds
+from infer_engine.scheduler.scheduler import Scheduler
+from infer_engine.stats import EngineStats, StatsRecorder, TenantCacheUsage
+
+logger = logging.getLogger(__name__)
+
+USAGE_COST_SHARE = 0.01
+"""While the engine is busy, publishing the tenants' usage may take this share of its time; when it goes idle it is published."""
+
+DEFAULT_PARAMS = SamplingParams()
+
+
+class InferenceEngine:
+    """Thread-safe. `model`: a URI or path, a transformers model, a RaggedModel, or a CacheAwareModel of your own.
+
+    on_step_end: called from the engine's thread after the events of a step, so that a server can send them together.
+    start_thread: False leaves the step loop to the caller, who then calls `step()` while `has_work`, from one thread;
+        `generate`, `stream` and their asyncio forms need the engine's thread.
+    Raises ConfigError or ModelLoadError.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: EngineConfig | None = None,
+        *,
+        on_step_end: Callable[[], None] | None = None,
+        start_thread: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config = config or EngineConfig()
+        self._loaded: LoadedModel = load_model(model, config)
+        self._model = self._loaded.model
+        self._model_mutex = threading.Lock()
+        self._sampler = Sampler()
+        self._clock = clock
+        self._on_step_end = on_step_end
+        self.max_model_len = _max_model_len(config, self.info)
+        """Prompt and output of one request together."""
+        info = self.info
+        self._pool = KVPool(
+            info.num_layers, config.max_cache_tokens, info.num_kv_heads, info.head_dim, info.dtype, info.device
+        )
+        self._stats = StatsRecorder()
+        self._scheduler = Scheduler(
+            RadixCache(),
+            SlotAllocator(config.max_cache_tokens),
+            max_batch_size=config.max_batch_size,
+            max_sequence_tokens=min(self.max_model_len, config.max_cache_tokens),
+            prefill_budget=config.chunked_prefill_tokens,
+            use_cache=config.prefix_cache,
+            stats=self._stats,
+            clock=clock,
+        )
+        self._intake = Intake(
+            info, self.tokenizer, self._sampler, self.max_model_len, config.max_cache_tokens, config.default_max_tokens
+        )
+        self._calls = Calls(self.submit, self.cancel, self.tokenizer, config.max_concurrent_requests)
+        self._request_ids = itertools.count(1)
+        self._queue_mutex = threading.Lock()  # guards _unfinished, and makes "is there room" and "add" one move
+        self._unfinished: dict[int, scheduling.Sequence] = {}
+        self._tenant_usage: dict[str, TenantCacheUsage] = {}  # replaced as a whole by the step loop
+        self._next_usage_at = 0.0
+        self._stats.set_gauges(self._scheduler.gauges())
+        # Start-up leaves a million long-lived objects, which full collections would walk in the middle of a step
+        gc.collect()
+        gc.freeze()
+        self._loop = StepLoop(
+            step=self.step,
+            has_work=lambda: self.has_work,
+            num_waiting=lambda: self._scheduler.num_waiting,
+            on_end=self._end_everything,
+            gather_s=config.schedule_interval_ms / 1e3,
+            gather_until=config.max_batch_size,
+        )
+        if start_thread:
+            self._loop.start()
+
+    # ---- the step ------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Schedule, forward, sample, update; then tell the callers. Called by the step loop only."""
+        started_at = self._clock()
+        batch = self._scheduler.schedule()
+        if batch is not None:
+            try:
+                logits = self._forward(batch)
+                sampled = self._sample(batch, logits)
+            except Exception as error:
+                logger.exception("the model failed in a step of %d sequences", len(batch.works))
+                self._scheduler.abort(batch, _model_failure(error))
+            else:
+                self._scheduler.update(batch, sampled)
+            seconds = self._clock() - started_at
+            self._stats.record_step(seconds, batch.num_prefill_tokens, batch.num_decode_tokens)
+        self._publish()
+        self._deliver()
+
+    def _forward(self, batch: ScheduledBatch) -> torch.Tensor:
+        """Logits [num_sequences, vocab_size] of each sequence's last token in this step."""
+        with self._model_mutex, torch.inference_mode():
+            return self._model.forward(batch.forward, self._pool)
+
+    def _sample(self, batch: ScheduledBatch, logits: torch.Tensor) -> list[SampledToken | None]:
+        """One entry per sequence; None where its prompt goes on. Logits of an unfinished chunk only tell that it is sound."""
+        rows = [row for row, work in enumerate(batch.works) if work.samples]
+        with torch.inference_mode():
+            if len(rows) == len(batch.works):
+                return list(self._sampler.sample(logits, [work.sequence.sampling for work in batch.works]))
+            is_finite: list[bool] = torch.isfinite(logits.amax(dim=-1)).tolist()
+            result: list[SampledToken | None] = [None if finite else NOT_FINITE for finite in is_finite]
+            states = [batch.works[row].sequence.sampling for row in rows]
+            for row, token in zip(rows, self._sampler.sample(logits[rows], states), strict=True):
+                result[row] = token
+            return result
+
+    def _publish(self) -> None:
+        """Counters and usage as of this step, before its events: who has seen an event also sees it counted."""
+        self._stats.set_gauges(self._scheduler.gauges())
+        now = self._clock()
+        if now >= self._next_usage_at or not self._scheduler.has_work:
+            self._tenant_usage = self._scheduler.tenant_usage()
+            self._next_usage_at = now + (self._clock() - now) / USAGE_COST_SHARE
+
+    def _deliver(self) -> None:
+        events = self._scheduler.take_events()
+        with self._queue_mutex:
+            for sequence, event in events:
+                if isinstance(event, FinishedEvent):
+                    del self._unfinished[sequence.request_id]
+        for sequence, event in events:
+            _tell(sequence, event, self._scheduler.cancel)
+        if events and self._on_step_end is not None:
+            try:
+                self._on_step_end()
+            except Exception:
+                logger.exception("on_step_end failed")
+
+    # ---- requests ------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] = DEFAULT_PARAMS,
+        *,
+        namespace: str = "",
+        tenant: str = "",
+        deadline: float | None = None,
+    ) -> list[RequestOutput]:
+        """One output per prompt, in order; blocks until all are done.
+
+        `params`: one for all prompts, or one each. An output whose request failed has finish_reason "error" and `error`.
+        Raises InvalidRequestError, QueueFullError or EngineClosedError where a prompt is refused; the others are cancelled.
+        """
+        return self._calls.generate(prompts, params, Options(namespace, tenant, deadline))
+
+    async def agenerate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] = DEFAULT_PARAMS,
+        *,
+        namespace: str = "",
+        tenant: str = "",
+        deadline: float | None = None,
+    ) -> list[RequestOutput]:
+        """`generate` for asyncio; cancelling the task cancels the requests."""
+        return await self._calls.agenerate(prompts, params, Options(namespace, tenant, deadline))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams = DEFAULT_PARAMS,
+        *,
+        namespace: str = "",
+        tenant: str = "",
+        deadline: float | None = None,
+    ) -> Iterator[Event]:
+        """Events as they come, a FinishedEvent last. It starts with the first `next`; closing it cancels the request."""
+        return self._calls.stream(prompt, params, Options(namespace, tenant, deadline))
+
+    def astream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams = DEFAULT_PARAMS,
+        *,
+        namespace: str = "",
+        tenant: str = "",
+        deadline: float | None = None,
+    ) -> AsyncIterator[Event]:
+        """`stream` for asyncio."""
+        return self._calls.astream(prompt, params, Options(namespace, tenant, deadline))
+
+    def submit(
+        self,
+        token_ids: TokenIds,
+        params: SamplingParams,
+        *,
+        namespace: str = "",
+        tenant: str = "",
+        deadline: float | None = None,
+        with_text: bool = False,
+        on_event: Callable[[Event], None],
+    ) -> int:
+        """Queue a request and return its id, for `cancel`. Never blocks on the model.
+
+        deadline: seconds of the engine's clock (time.monotonic). with_text: TokensEvents carry text.
+        on_event: called from the engine's thread, possibly before this returns; it must be quick, and one that raises
+            cancels its request.
+        Raises InvalidRequestError, QueueFullError (max_batch_size + max_queue_size requests are unfinished), EngineClosedError.
+        """
+        try:
+            sequence = self._intake.new_sequence(
+                next(self._request_ids),
+                token_ids,
+                params,
+                namespace=namespace,
+                tenant=tenant,
+                deadline=deadline,
+                with_text=with_text,
+                submitted_at=self._clock(),
+                on_event=on_event,
+            )
+            self._enqueue(sequence)
+        except (RejectedError, QueueFullError):
+            self._stats.record_rejected()
+            raise
+        self._loop.wake()
+        return sequence.request_id
+
+    def _enqueue(self, sequence: scheduling.Sequence) -> None:
+        limit = self.config.max_batch_size + self.config.max_queue_size
+        with self._queue_mutex:
+            if self._loop.is_closing:
+                raise EngineClosedError("the engine is closed: it takes no more requests")
+            if len(self._unfinished) >= limit:
+                raise QueueFullError(
+                    f"{limit} requests are unfinished (max_batch_size {self.config.max_batch_size} + max_queue_size "
+                    f"{self.config.max_queue_size}): try again later, or raise max_queue_size"
+                )
+            self._unfinished[sequence.request_id] = sequence
+            self._stats.record_accepted()
+            self._scheduler.add(sequence)
+
+    def cancel(self, request_id: int) -> None:
+        """End a request at the next step; it still gets its FinishedEvent. An unknown or finished id is no error."""
+        self._scheduler.cancel(request_id)
+
+    # ---- the whole -----------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._model.info
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model with its tokenizer, directory and revision."""
+        return self._loaded
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._loaded.tokenizer
+
+    @property
+    def kv_layout(self) -> str:
+        """dtype and layout of the KV pool."""
+        return self._pool.layout
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    @property
+    def is_closed(self) -> bool:
+        """True also after the step loop broke down; every request has had its FinishedEvent then."""
+        return self._loop.is_closing
+
+    def engine_stats(self) -> EngineStats:
+        return self._stats.snapshot()
+
+    async def aengine_stats(self) -> EngineStats:
+        return self._stats.snapshot()
+
+    def cache_usage_by_tenant(self) -> dict[str, TenantCacheUsage]:
+        """As the step loop last published it: at the latest when it goes idle."""
+        return dict(self._tenant_usage)
+
+    def drop_namespace(self, namespace: str) -> None:
+        """Forget a namespace's cached prompts. Its running requests go on and leave nothing behind. Acts between two steps."""
+
+        def drop() -> None:
+            self._scheduler.drop_namespace(namespace)
+            self._publish()
+
+        self._loop.call(drop)
+
+    def check_integrity(self) -> None:
+        """Between two steps: raises AssertionError if a slot is lost or owned twice. For tests; it walks everything."""
+        self._loop.call(self._scheduler.check_integrity)
+
+    def close(self, drain: bool = False) -> None:
+        """Take no more requests; with `drain` finish those there are, else end them with EngineClosedError. Idempotent."""
+        with self._queue_mutex:  # no request slips in after the last look
+            self._loop.begin_close(drain=drain)
+        self._loop.join()
+        gc.unfreeze()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end_everything(self, failure: Exception | None) -> None:
+        """The loop's last act. After a failure the scheduler's state is not to be trusted, the callers must hear all the same."""
+        if failure is None:
+            closed = EngineClosedError("the engine was closed before this request was done")
+            self._scheduler.end_all("error", closed)
+            self._publish()
+            self._deliver()
+            return
+        broken = InferEngineError(f"the engine broke down ({type(failure).__name__}); its log has the details")
+        with self._queue_mutex:
+            unfinished, self._unfinished = list(self._unfinished.values()), {}
+        for sequence in unfinished:
+            self._stats.record_finished("error")
+            _tell(sequence, FinishedEvent("error", sequence.usage(), 0.0, broken), lambda request_id: None)
+        if self._on_step_end is not None:
+            self._on_step_end()
+
+
+NOT_FINITE = SampledToken(
+    -1, error=InferEngineError("the model's logits for this prompt are not finite numbers", code="non_finite_logits")
+)
+
+
+def _max_model_len(config: EngineConfig, info: ModelInfo) -> int:
+    if config.max_model_len is None:
+        return info.max_model_len
+    if config.max_model_len > info.max_model_len:
+        raise ConfigError(
+            f"max_model_len: got {config.max_model_len}; the model {info.name} was made for at most {info.max_model_len}"
+        )
+    return config.max_model_len
+
+
+def _model_failure(error: Exception) -> InferEngineError:
+    """The error's text may show another tenant's data, so it goes to the log only."""
+    return InferEngineError(
+        f"the model failed while it computed this request's batch ({type(error).__name__}); the engine's log has the details",
+        code="model_failed",
+    )
+
+
+def _tell(sequence: scheduling.Sequence, event: Event, cancel: Callable[[int], None]) -> None:
+    try:
+        sequence.on_event(event)
+    except Exception:
+        logger.exception("the listener of request %d failed; it is cancelled", sequence.request_id)
+        cancel(sequence.request_id)

@@ -1,0 +1,167 @@
+"""Who owns which slot: the only place that moves slots between the free list, the prefix cache and running sequences.
+
+In: the scheduler's verbs (admit, grow, commit, share, release). Out: slots in a sequence's row of the table.
+
+Row of a running sequence, as half-open intervals:
+
+    [0, num_tree_tokens)                the tree's, pinned by the sequence's lock on `handle`
+    [num_tree_tokens, num_computed)     the sequence's own, K/V computed
+    [num_computed, num_slots)           the sequence's own, written by the step in progress
+
+Invariants, checked by `scheduler/integrity.py`:
+    L1  every slot has one owner: free list, tree, or one sequence's [num_tree_tokens, num_slots).
+    L2  lock before evict: slots that a sequence reads are pinned before anything is evicted for it.
+    L3  insert before unlock: a sequence's computed tokens are in the tree before its pin goes for good, and while one pin
+        is exchanged for a longer one nothing is evicted.
+    L4  num_tree_tokens <= num_computed <= num_slots, and between steps num_computed == num_slots.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from infer_engine.cache import RadixCache, RadixKey
+from infer_engine.memory.allocator import SlotAllocator
+from infer_engine.scheduler.accounts import TenantAccounts
+from infer_engine.scheduler.sequence import NO_ROW, Sequence
+
+EVICTION_BATCH = 256
+"""Slots evicted at once where a step needs fewer: trimming a long leaf token by token would copy it each time."""
+
+
+class SlotLedger:
+    """`use_cache` False: nothing is looked up and nothing enters the tree."""
+
+    def __init__(
+        self, cache: RadixCache, allocator: SlotAllocator, *, max_sequences: int, max_tokens: int, use_cache: bool
+    ) -> None:
+        self._cache = cache
+        self._allocator = allocator
+        self._use_cache = use_cache
+        self._table = np.zeros((max_sequences, max_tokens), dtype=np.int32)
+        self._free_rows = list(range(max_sequences - 1, -1, -1))
+        self._eviction_batch = min(EVICTION_BATCH, allocator.num_slots // 32)
+        self.accounts = TenantAccounts()
+        self.num_evicted_tokens = 0
+
+    @property
+    def num_available(self) -> int:
+        """Slots that `grow` can obtain: free ones and those that may be evicted."""
+        return self._allocator.num_free + self._cache.num_evictable_tokens
+
+    @property
+    def num_free_rows(self) -> int:
+        return len(self._free_rows)
+
+    def context(self, sequence: Sequence, num_tokens: int) -> npt.NDArray[np.int32]:
+        """Slots of the first tokens; a view that is valid until the sequence is shared or released."""
+        return self._table[sequence.row, :num_tokens]
+
+    def admit(self, sequence: Sequence, num_reserved: int) -> bool:
+        """Pin the cached prefix and give a row, if all known tokens fit beside `num_reserved` slots promised to others.
+
+        At most all but the last known token come from the cache: that one is computed, for its logits.
+        """
+        if self._use_cache:
+            match = self._cache.match_prefix(self._key(sequence, sequence.num_tokens - 1))
+            self._cache.lock(match.handle)  # keeps L2, and takes the prefix out of num_available
+            num_matched = match.num_tokens
+            if sequence.num_tokens - num_matched + num_reserved > self.num_available:
+                self._free(self._cache.unlock(match.handle))
+                return False
+            sequence.handle = match.handle
+        elif sequence.num_tokens + num_reserved > self.num_available:
+            return False
+        else:
+            num_matched = 0
+        sequence.row = self._free_rows.pop()
+        if num_matched:
+            self._table[sequence.row, :num_matched] = _as_numpy(match.slots)
+        sequence.num_tree_tokens = sequence.num_computed = sequence.num_slots = num_matched
+        sequence.prefill_end = sequence.num_tokens
+        if sequence.admitted_at is None and self._use_cache:
+            account = self.accounts[sequence.tenant]
+            account.lookup += sequence.num_prompt_tokens
+            account.hit += num_matched
+        self.accounts.learn(sequence.namespace, sequence.tenant)
+        return True
+
+    def grow(self, sequence: Sequence, num_wanted: int) -> int:
+        """Give the sequence up to `num_wanted` more slots, evicting where needed; how many it got, possibly 0."""
+        short = num_wanted - self._allocator.num_free
+        if short > 0:
+            evicted = self._cache.evict(max(short, self._eviction_batch))
+            self.num_evicted_tokens += len(evicted)
+            self._free(evicted)
+        num_given = min(num_wanted, self._allocator.num_free)
+        if num_given:
+            end = sequence.num_slots + num_given
+            self._table[sequence.row, sequence.num_slots : end] = _as_numpy(self._allocator.allocate(num_given))
+            sequence.num_slots = end
+            self.accounts[sequence.tenant].own += num_given
+        return num_given
+
+    def commit(self, sequence: Sequence) -> None:
+        """The step in progress has written the sequence's slots."""
+        sequence.num_computed = sequence.num_slots
+
+    def share(self, sequence: Sequence) -> None:
+        """Move the computed tokens into the tree, so that others hit them while this sequence runs.
+
+        Where the tree already has them (a neighbour in the batch had the same prompt) the sequence goes over to the
+        tree's slots and its duplicates [num_tree_tokens, num_existing) are freed.
+        """
+        num_tokens = sequence.num_computed
+        if not self._use_cache or not sequence.may_share or num_tokens == sequence.num_tree_tokens:
+            return
+        row = self._table[sequence.row]
+        num_tree = sequence.num_tree_tokens
+        if sequence.handle is not None:
+            # Unlocked first, a leaf that only this sequence holds grows in place. Nothing is evicted until it is locked again.
+            self._free(self._cache.unlock(sequence.handle))
+        result = self._cache.insert(self._key(sequence, num_tokens), array("i", row[:num_tokens].tobytes()))
+        self._cache.lock(result.handle)  # keeps L3
+        sequence.handle = result.handle
+        if result.num_existing > num_tree:
+            duplicates = array("i", row[num_tree : result.num_existing].tobytes())
+            tree_slots = _as_numpy(self._cache.slots(result.handle))
+            row[num_tree : result.num_existing] = tree_slots[num_tree : result.num_existing]
+            self._free(duplicates)
+        self.accounts[sequence.tenant].own -= num_tokens - num_tree
+        sequence.num_tree_tokens = num_tokens
+
+    def release(self, sequence: Sequence, *, keep: bool) -> None:
+        """Take the sequence out of the pool; with `keep` its computed tokens stay in the tree, evictable."""
+        if keep:
+            self.share(sequence)
+        own = self._table[sequence.row, sequence.num_tree_tokens : sequence.num_slots]
+        self._free(array("i", own.tobytes()))
+        self.accounts[sequence.tenant].own -= len(own)
+        if sequence.handle is not None:
+            self._free(self._cache.unlock(sequence.handle))
+            sequence.handle = None
+        self._free_rows.append(sequence.row)
+        sequence.row = NO_ROW
+        sequence.num_tree_tokens = sequence.num_computed = sequence.num_slots = 0
+
+    def drop_namespace(self, namespace: str, running: Iterable[Sequence]) -> None:
+        """Forget a namespace. What running sequences pin is freed when they end; their own tokens no longer enter the tree."""
+        for sequence in running:
+            if sequence.namespace == namespace:
+                sequence.may_share = False
+        self._free(self._cache.drop_namespace(namespace))
+
+    def _key(self, sequence: Sequence, num_tokens: int) -> RadixKey:
+        return RadixKey.with_namespace(sequence.token_ids[:num_tokens], sequence.namespace)
+
+    def _free(self, slots: array[int]) -> None:
+        if slots:
+            self._allocator.free(slots)
+
+
+def _as_numpy(slots: array[int]) -> npt.NDArray[np.int32]:
+    return np.frombuffer(slots, dtype=np.int32)

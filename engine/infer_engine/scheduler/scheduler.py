@@ -1,0 +1,293 @@
+"""Which sequences compute what in each step, and what becomes of them afterwards.
+
+In: requests (`add`, `cancel`, from any thread) and, per step, what was sampled. Out: a `ScheduledBatch` to compute and the
+events to deliver. All else is called by the step loop alone, so nothing here takes a lock but the waiting queue.
+
+    schedule   end what was cancelled or is overdue; decodes first, then prefill chunks, then admissions
+    update     append tokens, share prompts, end what is done
+    abort      the model failed: end every sequence of the batch, give all slots back
+
+Shortage: a sequence that gets no slot first retracts younger ones that are not yet in the step's batch (their prefix stays
+in the cache, they wait at the front). One that is the youngest sits the step out: older ones still move, so the batch
+is not empty. One that is alone and gets nothing can never go on, and ends with `out_of_kv_slots`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from infer_engine.errors import InferEngineError
+from infer_engine.request import Event, FinishedEvent, FinishReason
+from infer_engine.scheduler.admission import WaitingQueue
+from infer_engine.scheduler.batch import ScheduledBatch, Work, build_batch
+from infer_engine.scheduler.integrity import check_running
+from infer_engine.scheduler.ledger import SlotLedger
+from infer_engine.scheduler.sequence import Sequence
+from infer_engine.stats import Gauges, StatsRecorder, TenantCacheUsage
+
+if TYPE_CHECKING:
+    from infer_engine.cache import RadixCache
+    from infer_engine.memory.allocator import SlotAllocator
+    from infer_engine.model.sampler import SampledToken
+
+
+class Scheduler:
+    """`clock` gives monotonic seconds, the same as requests' deadlines."""
+
+    def __init__(
+        self,
+        cache: RadixCache,
+        allocator: SlotAllocator,
+        *,
+        max_batch_size: int,
+        max_sequence_tokens: int,
+        prefill_budget: int,
+        use_cache: bool,
+        stats: StatsRecorder,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cache = cache
+        self._allocator = allocator
+        self._ledger = SlotLedger(
+            cache, allocator, max_sequences=max_batch_size, max_tokens=max_sequence_tokens, use_cache=use_cache
+        )
+        self._prefill_budget = prefill_budget
+        self._use_cache = use_cache
+        self._stats = stats
+        self._clock = clock
+        self._waiting = WaitingQueue()
+        self._running: list[Sequence] = []  # oldest admission first
+        self._cancelled: set[int] = set()
+        self._cancelled_mutex = threading.Lock()
+        self._events: list[tuple[Sequence, Event]] = []
+
+    # ---- any thread ----------------------------------------------------------------------------------------------
+
+    def add(self, sequence: Sequence) -> None:
+        self._waiting.push(sequence)
+
+    def cancel(self, request_id: int) -> None:
+        """Takes effect at the next step; an unknown or finished request is left alone."""
+        with self._cancelled_mutex:
+            self._cancelled.add(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running) or len(self._waiting) > 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    # ---- the step loop -------------------------------------------------------------------------------------------
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def ledger(self) -> SlotLedger:
+        return self._ledger
+
+    def schedule(self) -> ScheduledBatch | None:
+        """The step's work, or None if there is nothing to compute."""
+        self._end_cancelled_and_overdue()
+        works: list[Work] = []
+        num_retracted = self._schedule_decodes(works)
+        budget, more_retracted = self._schedule_prefills(works)
+        if not num_retracted and not more_retracted:  # or the retracted would come back at once
+            self._admit_waiting(works, budget)
+        return build_batch(works) if works else None
+
+    def update(self, batch: ScheduledBatch, sampled: list[SampledToken | None]) -> None:
+        """`sampled[i]` belongs to `batch.works[i]`: None for a chunk that is not the last, else a token or an error."""
+        now = self._clock()
+        ttft_s: list[float] = []
+        itl_s: list[float] = []
+        for work, token in zip(batch.works, sampled, strict=True):
+            sequence = work.sequence
+            if token is not None and token.error is not None:
+                self._end_running(sequence, "error", token.error, keep=False)  # K/V that may be bad is not shared
+                continue
+            was_prefilling = sequence.is_prefilling
+            self._ledger.commit(sequence)
+            if was_prefilling:
+                self._ledger.share(sequence)
+            if token is not None:
+                if sequence.last_token_at is None:
+                    ttft_s.append(now - sequence.submitted_at)
+                else:
+                    itl_s.append(now - sequence.last_token_at)
+                sequence.last_token_at = now
+                self._append(sequence, token)
+        self._stats.record_tokens(ttft_s, itl_s)
+
+    def abort(self, batch: ScheduledBatch, error: Exception) -> None:
+        for work in batch.works:
+            self._end_running(work.sequence, "error", error, keep=False)
+
+    def end_all(self, reason: FinishReason, error: Exception | None) -> None:
+        """Between steps: end every request, running or waiting."""
+        for sequence in list(self._running):
+            self._end_running(sequence, reason, error, keep=True)
+        for sequence in self._waiting.snapshot():
+            self._waiting.remove(sequence.request_id)
+            self._end(sequence, reason, error)
+
+    def drop_namespace(self, namespace: str) -> None:
+        self._ledger.drop_namespace(namespace, self._running)
+
+    def take_events(self) -> list[tuple[Sequence, Event]]:
+        """What is to be delivered, in order; each event is handed out once."""
+        events, self._events = self._events, []
+        return events
+
+    def gauges(self) -> Gauges:
+        return Gauges(
+            pool_tokens=self._allocator.num_slots,
+            pool_used_tokens=self._allocator.num_slots - self._allocator.num_free,
+            cached_tokens=self._cache.num_tokens,
+            evicted_tokens=self._ledger.num_evicted_tokens,
+            running_requests=len(self._running),
+            waiting_requests=len(self._waiting),
+        )
+
+    def tenant_usage(self) -> dict[str, TenantCacheUsage]:
+        """O(namespaces)."""
+        return self._ledger.accounts.settle(self._cache.usage())
+
+    def check_integrity(self) -> None:
+        """Between steps: every slot has exactly one owner, and more (scheduler/integrity.py). Raises AssertionError."""
+        check_running(self._running, self._ledger, self._cache, self._allocator)
+
+    # ---- schedule ------------------------------------------------------------------------------------------------
+
+    def _end_cancelled_and_overdue(self) -> None:
+        with self._cancelled_mutex:
+            cancelled, self._cancelled = self._cancelled, set()
+        now = self._clock()
+        for sequence in [*self._running, *self._waiting.snapshot()]:
+            reason: FinishReason
+            if sequence.request_id in cancelled:
+                reason = "cancelled"
+            elif sequence.deadline is not None and sequence.deadline <= now:
+                reason = "deadline"
+            else:
+                continue
+            if self._waiting.remove(sequence.request_id) is None:
+                self._end_running(sequence, reason, None, keep=True)
+            else:
+                self._end(sequence, reason, None)
+
+    def _schedule_decodes(self, works: list[Work]) -> int:
+        """One token of every sequence whose prefill is done, oldest first; how many sequences were retracted for it."""
+        num_retracted = 0
+        for sequence in [running for running in self._running if not running.is_prefilling]:
+            if sequence in self._running:  # not retracted meanwhile
+                num_retracted += self._schedule_one(sequence, 1, works)
+        return num_retracted
+
+    def _schedule_prefills(self, works: list[Work]) -> tuple[int, int]:
+        """Chunks of admitted prompts, oldest first, as far as the token budget goes: (budget left, retracted)."""
+        budget = self._prefill_budget
+        num_retracted = 0
+        for sequence in [running for running in self._running if running.is_prefilling]:
+            if budget and sequence in self._running:
+                before = len(works)
+                num_retracted += self._schedule_one(sequence, min(budget, sequence.num_pending), works)
+                budget -= sum(work.num_tokens for work in works[before:])
+        return budget, num_retracted
+
+    def _schedule_one(self, sequence: Sequence, num_wanted: int, works: list[Work]) -> int:
+        """Add the sequence to the step with as many of the wanted tokens as there are slots; how many were retracted."""
+        num_retracted = 0
+        while (num_given := self._ledger.grow(sequence, num_wanted)) == 0:
+            victim = self._youngest_not_in(works)
+            if victim is not sequence:
+                self._retract(victim)
+                num_retracted += 1
+            elif len(self._running) > 1:
+                return num_retracted  # sits this step out
+            else:
+                self._end_running(sequence, "error", self._out_of_slots(sequence), keep=True)
+                return num_retracted
+        works.append(Work(sequence, num_given, self._ledger.context(sequence, sequence.num_slots)))
+        return num_retracted
+
+    def _youngest_not_in(self, works: list[Work]) -> Sequence:
+        scheduled = {work.sequence.request_id for work in works}
+        return next(sequence for sequence in reversed(self._running) if sequence.request_id not in scheduled)
+
+    def _retract(self, sequence: Sequence) -> None:
+        """Preempt: its computed prefix stays in the cache, its output is kept, and it is the next to be admitted."""
+        self._running.remove(sequence)
+        self._ledger.release(sequence, keep=True)
+        self._waiting.push_front(sequence)
+        self._stats.record_preemption()
+
+    def _admit_waiting(self, works: list[Work], budget: int) -> None:
+        """Admit while there is a row, budget, and room for the whole of what is known of the next request.
+
+        What admitted prefills still need, and one token of each running sequence, is promised to them.
+        """
+        num_reserved = sum(max(1, running.num_tokens - running.num_slots) for running in self._running)
+        while budget and self._ledger.num_free_rows:
+            sequence = self._waiting.peek()
+            if sequence is None:
+                return
+            if not self._ledger.admit(sequence, num_reserved if self._running else 0):
+                if not self._running:  # the whole pool is free or evictable, and still too small
+                    self._waiting.remove(sequence.request_id)
+                    self._end(sequence, "error", self._out_of_slots(sequence))
+                    continue
+                return
+            self._waiting.remove(sequence.request_id)
+            self._running.append(sequence)
+            self._record_admission(sequence)
+            num_pending = sequence.num_pending
+            self._schedule_one(sequence, min(budget, num_pending), works)
+            num_scheduled = sequence.num_slots - sequence.num_computed
+            budget -= num_scheduled
+            num_reserved += max(1, num_pending - num_scheduled)
+
+    def _record_admission(self, sequence: Sequence) -> None:
+        if sequence.admitted_at is not None:
+            return  # it comes back from a preemption
+        sequence.admitted_at = self._clock()
+        sequence.num_cached_tokens = sequence.num_computed
+        self._stats.record_admitted(sequence.admitted_at - sequence.submitted_at)
+        if self._use_cache:
+            self._stats.record_lookup(sequence.num_computed, sequence.num_prompt_tokens - sequence.num_computed)
+
+    def _out_of_slots(self, sequence: Sequence) -> InferEngineError:
+        return InferEngineError(
+            f"the request can't grow beyond {sequence.num_tokens} tokens: the KV pool has {self._allocator.num_slots} slots; "
+            "ask for less output, or raise max_cache_tokens",
+            code="out_of_kv_slots",
+        )
+
+    # ---- update --------------------------------------------------------------------------------------------------
+
+    def _append(self, sequence: Sequence, token: SampledToken) -> None:
+        sequence.token_ids[sequence.num_tokens] = token.token_id
+        sequence.num_tokens += 1
+        event, reason = sequence.output.push(token.token_id, token.logprob)
+        self._events.append((sequence, event))
+        if reason is not None:
+            self._end_running(sequence, reason, None, keep=True)
+
+    def _end_running(self, sequence: Sequence, reason: FinishReason, error: Exception | None, *, keep: bool) -> None:
+        self._running.remove(sequence)
+        self._ledger.release(sequence, keep=keep)
+        self._end(sequence, reason, error)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
+        if reason not in ("stop", "length") and (held := sequence.output.flush()) is not None:
+            self._events.append((sequence, held))
+        until = self._clock() if sequence.admitted_at is None else sequence.admitted_at
+        queue_ms = (until - sequence.submitted_at) * 1e3
+        self._events.append((sequence, FinishedEvent(reason, sequence.usage(), queue_ms, error)))
+        self._stats.record_finished(reason)

@@ -112,7 +112,9 @@ def _fits(value: object, kind: inspect.Type) -> bool:
 
 
 def _fits_text(value: str, kind: inspect.StrType) -> bool:
-    if kind.pattern is not None and re.search(kind.pattern, value) is None:
+    if (
+        kind.pattern is not None and re.fullmatch(kind.pattern, value) is None
+    ):  # search takes a final newline for an end
         return False
     return (kind.min_length or 0) <= len(value) <= (UNBOUNDED if kind.max_length is None else kind.max_length)
 

@@ -283,7 +283,7 @@ class Up:
         return Health(
             available=ready,
             reason="PodReady" if ready else ("PodNotReady" if self._pod.running else "PodNotRunning"),
-            message="; ".join(answer.reasons) if answer else ("" if ready else "the pod does not answer"),
+            message="; ".join(answer.reasons) if answer else "the pod does not answer",
             processes={name: pid for name, pid in pids.items() if pid is not None},
             metrics_url=f"http://{HOST}:{self._http_port}/metrics",
         )

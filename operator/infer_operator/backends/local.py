@@ -174,7 +174,10 @@ class LocalBackend:
         return await self._health()
 
     async def last_status(self, key: Key) -> Status | None:
-        return self._state.read_as("status.json", Status)
+        try:
+            return self._state.read_as("status.json", Status)
+        except StateDirError:  # it can be made anew from what is there
+            return None
 
     async def report(self, key: Key, status: Status) -> None:
         self._state.write_as("status.json", status)

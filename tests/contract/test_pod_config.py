@@ -1,0 +1,77 @@
+"""What the operator writes for a pod is what the server and the engine read: names, types, defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from infer_engine.config import EngineConfig
+from infer_operator import keys, spec
+from infer_operator.builders.pod import engine_config, pod_config
+from infer_operator.state import Key, Resource
+from infer_server import config as server_config
+
+QUICKSTART = Path(__file__).parents[2] / "manifests" / "examples" / "quickstart.yaml"
+
+FULL = b"""
+apiVersion: inferengine.dev/v1alpha1
+kind: InferenceDeployment
+metadata: {name: full}
+spec:
+  model: {uri: "hf://org/name", name: m, revision: abc, dtype: float32, maxModelLen: 512}
+  engine: {device: cpu, maxBatchSize: 2, maxQueueSize: 3, scheduleIntervalMs: 2.5, maxConcurrentRequests: 4,
+           maxCacheTokens: 999, numLayers: 5, kvDim: 6, chunkedPrefillTokens: 70, defaultMaxTokens: 8}
+  tenants: [{name: acme}]
+"""
+
+
+def write(resource: Resource) -> bytes:
+    return pod_config(
+        Key("local", "full"),
+        resource,
+        store_url="unix:///tmp/store.sock",
+        server_key_file="/keys/server.key",
+        namespace_key_file="/keys/namespace.key",
+        host="127.0.0.1",
+        http_port=9400,
+    )
+
+
+def test_the_server_reads_what_the_operator_writes(tmp_path: Path) -> None:
+    file = tmp_path / "pod.json"
+    file.write_bytes(write(Resource(uid=keys.uid(), generation=1, deployment=spec.parse(FULL))))
+    config = server_config.load(file)
+    assert (config.namespace, config.deployment, config.model) == ("local", "full", "hf://org/name@abc")
+    assert (config.model_name, config.store_url, config.http_port) == ("m", "unix:///tmp/store.sock", 9400)
+    assert EngineConfig.from_mapping(config.engine) == EngineConfig(
+        max_batch_size=2,
+        max_queue_size=3,
+        schedule_interval_ms=2.5,
+        max_concurrent_requests=4,
+        max_cache_tokens=999,
+        num_layers=5,
+        kv_dim=6,
+        chunked_prefill_tokens=70,
+        default_max_tokens=8,
+        max_model_len=512,
+        device="cpu",
+        dtype="float32",
+    )
+
+
+def test_a_resource_without_engine_settings_has_the_engine_s_own_defaults() -> None:
+    minimal = FULL.replace(b", dtype: float32, maxModelLen: 512", b"").split(b"  engine:")[0]
+    deployment = spec.parse(minimal + b"  tenants: [{name: acme}]")
+    fields = engine_config(Resource(uid="u", generation=1, deployment=deployment))
+    assert EngineConfig.from_mapping(fields) == EngineConfig()
+
+
+def test_every_engine_setting_of_the_resource_is_one_of_the_engine() -> None:
+    known = {field.name for field in dataclasses.fields(EngineConfig)}
+    assert set(spec.EngineSpec.__struct_fields__) <= known
+
+
+def test_the_quickstart_is_accepted_by_the_engine() -> None:
+    deployment = spec.load(QUICKSTART)
+    EngineConfig.from_mapping(engine_config(Resource(uid="u", generation=1, deployment=deployment)))
+    assert [tenant.name for tenant in deployment.spec.tenants] == ["acme", "globex"]

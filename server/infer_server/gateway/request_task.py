@@ -226,7 +226,9 @@ class RequestTask:
         return max(1, self._request.deadline_ms - round((time.monotonic() - self._arrived) * 1000))
 
     def _used(self, finished: ipc.Finished, output: OutputStream) -> Use:
-        """Tokens that the engine made after an early end are ours to pay."""
+        """Tokens that the engine made after an early end are ours to pay, and so is a prompt of which no token came."""
+        if not output.num_tokens:
+            return Use()
         return Use(
             computed_tokens=finished.prompt_tokens - finished.cached_tokens,
             cached_tokens=finished.cached_tokens,
@@ -257,12 +259,12 @@ NOTHING_DONE = ipc.Finished(0, "cancelled", 0, 0, 0, 0.0)
 
 
 def _engine_lost(prepared: Prepared, output: OutputStream) -> ipc.Finished:
-    """The engine can't tell any more what it did: the prompt counts if a token came of it."""
+    """The engine can't tell any more what it did."""
     error = engine_unavailable()
     return ipc.Finished(
         id=0,
         finish_reason="error",
-        prompt_tokens=prepared.num_prompt_tokens if output.num_tokens else 0,
+        prompt_tokens=prepared.num_prompt_tokens,
         cached_tokens=0,
         output_tokens=output.num_tokens,
         queue_ms=0.0,

@@ -20,13 +20,12 @@ _UNITS = {
 
 class QuotaDenied(InferEngineError):  # noqa: N818 - an outcome that callers handle, more than a failure
     """`reason`: requests_per_minute, tokens_per_minute, concurrency, tokens_per_day, tokens_per_month, too_large or
-    unknown_tenant. `code` is the same for all of them, so that a client needs one rule: wait retry_ms, or give up."""
-
-    code = "quota_exceeded"
+    unknown_tenant; `code` is `quota_<reason>`. The rule for a client: wait retry_ms, or give up where it is None."""
 
     def __init__(self, message: str, *, reason: str, retry_ms: int | None) -> None:
-        super().__init__(message, retry_ms=retry_ms)
+        super().__init__(message, code=f"quota_{reason}", retry_ms=retry_ms)
         self.reason = reason
+        self.message = message
 
 
 class QuotaUnavailable(RetryableError):  # noqa: N818 - named for the state of the store

@@ -134,9 +134,9 @@ local function write_record(KEYS, id, record)
   redis.call('HSET', KEYS[4], id, pack(record))
 end
 
--- ceil(computed + weight * cached + output). The small term undoes the rounding of, say, 0.1 * 3.
+-- ceil(computed + weight * cached + output). The small term undoes the rounding of, say, 0.1 * 3; max undoes a negative zero.
 local function price(weight, computed, cached, output)
-  return math.ceil(tonumber(computed) + weight * tonumber(cached) + tonumber(output) - 1e-6)
+  return math.max(0, math.ceil(tonumber(computed) + weight * tonumber(cached) + tonumber(output) - 1e-6))
 end
 
 local function audit(KEYS, event, id, record, charged, uncharged)

@@ -7,8 +7,6 @@ and rounded to bfloat16, which has enough digits for any of its formats of 8 bit
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from infer_engine.errors import ModelLoadError
+from infer_engine.model.quiet import quiet_transformers
 
 MAGIC = b"GGUF"
 
@@ -62,18 +61,3 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
     plain.tie_weights()
     plain.generation_config = model.generation_config
     return plain
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice on the terminal; errors are raised anyway."""
-    logging = transformers.utils.logging
-    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bar:
-            logging.enable_progress_bar()

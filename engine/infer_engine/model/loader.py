@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from infer_engine.config import EngineConfig
 from infer_engine.errors import ConfigError, ModelLoadError
 from infer_engine.model import self_check
-from infer_engine.model.gguf import quiet_transformers
 from infer_engine.model.packed import pack_linears
 from infer_engine.model.protocol import CacheAwareModel, ModelInfo, RaggedModel
+from infer_engine.model.quiet import quiet_transformers
 from infer_engine.model.runner import SequenceModelRunner
 from infer_engine.model.source import Checkpoint, digest_checkpoint, inspect_checkpoint, resolve_model
 from infer_engine.model.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ def _load_directory(directory: Path, config: EngineConfig) -> LoadedModel:
     tokenizer = Tokenizer.from_directory(directory) if has_tokenizer else None
     device = _device(config)
     module = _read_weights(checkpoint, config)
-    module.to(device)
+    module.to(device)  # type: ignore[arg-type]
     pack_linears(module)
     ragged = TransformersModel(
         module,
@@ -96,7 +97,7 @@ def _read_weights(checkpoint: Checkpoint, config: EngineConfig) -> PreTrainedMod
     try:
         with quiet_transformers():
             settings = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-            module, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
                 config=settings,
                 dtype=dtype,
@@ -107,6 +108,8 @@ def _read_weights(checkpoint: Checkpoint, config: EngineConfig) -> PreTrainedMod
             )
     except Exception as error:  # every way in which a stranger's files can be wrong
         raise ModelLoadError(f"{directory}: transformers can't load this model: {error}") from error
+    module: PreTrainedModel
+    module, report = loaded
     # The library fills what is missing with random numbers and goes on
     missing = sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
     if missing:
@@ -114,8 +117,7 @@ def _read_weights(checkpoint: Checkpoint, config: EngineConfig) -> PreTrainedMod
             f"{directory}: the weights lack {len(missing)} tensors that config.json asks for, or have them in another "
             f"shape ({', '.join(missing[:3])}); fetch the model again"
         )
-    loaded: PreTrainedModel = module
-    return loaded
+    return module
 
 
 def _load_pretrained(module: PreTrainedModel, config: EngineConfig) -> LoadedModel:
@@ -124,8 +126,14 @@ def _load_pretrained(module: PreTrainedModel, config: EngineConfig) -> LoadedMod
     module.to(device)  # type: ignore[arg-type]
     if config.dtype != "auto":
         module.to(getattr(torch, config.dtype))
-    ragged = TransformersModel(module, name=module.config.name_or_path or type(module).__name__, device=device)
-    self_check.check(ragged)
+    attention = module.config._attn_implementation
+    try:
+        ragged = TransformersModel(module, name=module.config.name_or_path or type(module).__name__, device=device)
+        self_check.check(ragged)
+    except ModelLoadError:
+        with quiet_transformers():
+            module.set_attn_implementation(attention)  # it is the caller's, and still works for everything else
+        raise
     return LoadedModel(ragged, None, None, revision)
 
 

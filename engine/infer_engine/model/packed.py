@@ -31,9 +31,9 @@ class PackedLinear(nn.Module):
 
 def is_available() -> bool:
     """Whether this build of torch and this processor pack bfloat16 weights and multiply with them."""
-    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
     try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
         packed = _pack(torch.zeros(16, 16, dtype=torch.bfloat16))
         torch.ops.mkldnn._linear_pointwise(torch.zeros(1, 16, dtype=torch.bfloat16), packed, None, "none", [], "")
     except (RuntimeError, AttributeError):

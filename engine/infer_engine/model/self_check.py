@@ -8,8 +8,10 @@ sequences in prefill chunks and decodes mixed: what the engine will do.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from infer_engine.errors import ModelLoadError
@@ -19,12 +21,29 @@ from infer_engine.model.transformers import ATTENTION_NAME, TransformersModel
 
 logger = logging.getLogger(__name__)
 
+Tokens = npt.NDArray[np.int64]
+Slots = npt.NDArray[np.int32]
+
 NUM_TOKENS = 64
 FLOAT32_TOLERANCE = 1e-4
-# In shorter dtypes two right ways to compute differ: allow so much more than the library's own two differ from each other,
-# and never less than these many steps of the dtype, for models whose two ways happen to agree
-ALLOWED_RATIO = 3.0
-FLOOR_EPS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Between two sets of logits. The mean tells a wrong computation from rounding better than the worst case does."""
+
+    worst: float
+    mean: float
+
+    def is_within(self, allowed: Difference) -> bool:
+        return self.worst <= allowed.worst and self.mean <= allowed.mean  # False for NaN as well
+
+
+# In shorter dtypes two right ways to compute differ: allow so much more than the library's own two differ from each other...
+ALLOWED_RATIO = Difference(worst=3.0, mean=2.0)
+# ...and never less than so many steps of the dtype at the largest logit, for models that have one way only. Measured on
+# SmolLM2-135M in bfloat16: 6.7 and 0.7 between the library's two ways; 34 and 2.4 for a slight bias that is left out.
+FLOOR_STEPS = Difference(worst=8.0, mean=1.0)
 
 
 def check(model: TransformersModel) -> None:
@@ -33,26 +52,27 @@ def check(model: TransformersModel) -> None:
     ours = _through_pool(model, sequences)
     try:
         eager = _own(model, sequences, "eager")
-        tolerance = _tolerance(model, sequences, eager)
+        allowed = _allowed(model, sequences, eager)
     finally:
         model.set_attention(ATTENTION_NAME)
     difference = _difference(ours, eager)
-    logger.info("%s: logits differ by %.2g from the model's own, allowed %.2g", model.info.name, difference, tolerance)
-    if not difference <= tolerance:  # so that NaN is refused as well
+    logger.info("%s: logits against the model's own: %s, allowed %s", model.info.name, difference, allowed)
+    if not difference.is_within(allowed):
         raise ModelLoadError(
-            f"{model.info.name}: logits computed through the KV pool differ from the model's own by {difference:.2g}, "
-            f"allowed are {tolerance:.2g}; this architecture ({type(model.model).__name__}) is not supported",
+            f"{model.info.name}: logits computed through the KV pool differ from the model's own by {difference.worst:.2g} "
+            f"(mean {difference.mean:.2g}), allowed are {allowed.worst:.2g} ({allowed.mean:.2g}); this architecture "
+            f"({type(model.model).__name__}) is not supported",
             code="unsupported_model",
         )
 
 
-def _random_sequences(model: TransformersModel) -> list[np.ndarray]:
+def _random_sequences(model: TransformersModel) -> list[Tokens]:
     random = np.random.default_rng(0)
     limit = min(NUM_TOKENS, model.info.max_model_len)
     return [random.integers(0, model.info.vocab_size, length, dtype=np.int64) for length in (limit, max(3, limit // 3))]
 
 
-def _through_pool(model: TransformersModel, sequences: list[np.ndarray]) -> list[torch.Tensor]:
+def _through_pool(model: TransformersModel, sequences: list[Tokens]) -> list[torch.Tensor]:
     """Logits of every position, computed in two chunks and a last decode, on scattered slots."""
     info = model.info
     total = sum(map(len, sequences))
@@ -64,12 +84,16 @@ def _through_pool(model: TransformersModel, sequences: list[np.ndarray]) -> list
     for step in range(3):
         spans = [(cut[step], cut[step + 1]) for cut in cuts]
         rows = model.forward(_batch(sequences, slots, spans), pool)
-        for parts, part in zip(logits, rows.split([end - start for start, end in spans]), strict=True):
+        for parts, part in zip(logits, _split(rows, spans), strict=True):
             parts.append(part)
     return [torch.cat(parts) for parts in logits]
 
 
-def _batch(sequences: list[np.ndarray], slots: list[np.ndarray], spans: list[tuple[int, int]]) -> ForwardBatch:
+def _split(rows: torch.Tensor, spans: list[tuple[int, int]]) -> tuple[torch.Tensor, ...]:
+    return torch.split(rows, [end - start for start, end in spans])
+
+
+def _batch(sequences: list[Tokens], slots: list[Slots], spans: list[tuple[int, int]]) -> ForwardBatch:
     lengths = [end - start for start, end in spans]
     return ForwardBatch(
         input_ids=np.concatenate([tokens[start:end] for tokens, (start, end) in zip(sequences, spans, strict=True)]),
@@ -84,7 +108,7 @@ def _batch(sequences: list[np.ndarray], slots: list[np.ndarray], spans: list[tup
 
 
 @torch.inference_mode()
-def _own(model: TransformersModel, sequences: list[np.ndarray], attention: str) -> list[torch.Tensor]:
+def _own(model: TransformersModel, sequences: list[Tokens], attention: str) -> list[torch.Tensor]:
     model.set_attention(attention)
     return [
         model.model(input_ids=torch.tensor(tokens, device=model.info.device)[None], use_cache=False).logits[0].float()
@@ -92,17 +116,21 @@ def _own(model: TransformersModel, sequences: list[np.ndarray], attention: str) 
     ]
 
 
-def _tolerance(model: TransformersModel, sequences: list[np.ndarray], eager: list[torch.Tensor]) -> float:
+def _allowed(model: TransformersModel, sequences: list[Tokens], eager: list[torch.Tensor]) -> Difference:
     scale = max(1.0, *(float(logits.abs().max()) for logits in eager))
     if model.info.dtype == torch.float32:
-        return FLOAT32_TOLERANCE * scale
-    floor = FLOOR_EPS * torch.finfo(model.info.dtype).eps * scale
+        return Difference(FLOAT32_TOLERANCE * scale, FLOAT32_TOLERANCE * scale)
+    step = torch.finfo(model.info.dtype).eps * scale
+    floor = Difference(FLOOR_STEPS.worst * step, FLOOR_STEPS.mean * step)
     try:
-        sdpa = _own(model, sequences, "sdpa")
+        usual = _difference(_own(model, sequences, "sdpa"), eager)
     except ModelLoadError:  # the architecture has only its eager form
         return floor
-    return max(floor, ALLOWED_RATIO * _difference(sdpa, eager))
+    return Difference(
+        max(floor.worst, ALLOWED_RATIO.worst * usual.worst), max(floor.mean, ALLOWED_RATIO.mean * usual.mean)
+    )
 
 
-def _difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(ours, reference, strict=True))
+def _difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> Difference:
+    gaps = [(a - b).abs() for a, b in zip(ours, reference, strict=True)]
+    return Difference(max(float(gap.max()) for gap in gaps), max(float(gap.mean()) for gap in gaps))

@@ -20,6 +20,7 @@ from infer_engine.errors import ModelLoadError
 from infer_engine.memory.kv_pool import KVPool
 from infer_engine.model.architecture import Architecture, AttentionCall, max_positions, require_supported
 from infer_engine.model.protocol import ForwardBatch, ModelInfo
+from infer_engine.model.quiet import quiet_transformers
 from infer_engine.model.tokenizer import as_token_ids
 
 ATTENTION_NAME = "infer_engine_pool"
@@ -133,7 +134,8 @@ class TransformersModel:
     def set_attention(self, name: str) -> None:
         """ATTENTION_NAME, or one of the library's own ("eager", "sdpa") to compare with."""
         try:
-            self.model.set_attn_implementation(name)
+            with quiet_transformers():  # a model that can't is found out by what it does, not by a line on the terminal
+                self.model.set_attn_implementation(name)
         except (ValueError, ImportError) as error:
             raise ModelLoadError(
                 f"{type(self.model).__name__}: does not take the attention implementation {name!r}: {error}",

@@ -18,5 +18,6 @@ def document_channel(namespace: str, deployment: str) -> str:
 
 
 def tenant_key(tenant_id: str, part: str) -> str:
-    """part: limits (hash), state (hash: buckets and ledgers), leases (zset), requests (hash), audit (stream)."""
+    """part: limits (hash), state (hash: buckets and ledgers), leases (zset), requests (hash), settled (zset),
+    audit (stream)."""
     return f"{PREFIX}:{{{tenant_id}}}:{part}"

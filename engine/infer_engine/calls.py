@@ -264,6 +264,9 @@ def _pairs(prompts: Any, params: SamplingParams | Sequence[SamplingParams]) -> l
         prompts = [prompts]  # one prompt of token ids
     if isinstance(params, SamplingParams):
         params = [params] * len(prompts)
+    for given in params:
+        if not isinstance(given, SamplingParams):
+            raise InvalidRequestError(f"params: got {given!r}; must be SamplingParams, one or one per prompt")
     if len(params) != len(prompts):
         raise InvalidRequestError(f"params: got {len(params)} for {len(prompts)} prompts; give one, or one per prompt")
     return list(zip(prompts, params, strict=True))

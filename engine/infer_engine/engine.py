@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -27,7 +27,7 @@ from infer_engine.errors import ConfigError, EngineClosedError, InferEngineError
 from infer_engine.loop import StepLoop
 from infer_engine.memory.allocator import SlotAllocator
 from infer_engine.memory.kv_pool import KVPool
-from infer_engine.model.loader import LoadedModel, load_model
+from infer_engine.model.loader import LoadedModel, Model, check_sizes, load_model
 from infer_engine.model.protocol import ModelInfo
 from infer_engine.model.sampler import SampledToken, Sampler
 from infer_engine.model.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ class InferenceEngine:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         config: EngineConfig | None = None,
         *,
         on_step_end: Callable[[], None] | None = None,
@@ -71,6 +71,7 @@ class InferenceEngine:
         self._sampler = Sampler()
         self._clock = clock
         self._on_step_end = on_step_end
+        check_sizes(config, self.info)
         self.max_model_len = _max_model_len(config, self.info)
         """Prompt and output of one request together."""
         info = self.info

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import signal
 import sys
 import time
@@ -33,6 +34,11 @@ STORE_START_SECONDS = 30.0
 STORE_STOP_SECONDS = 10.0
 PORT_WAIT_SECONDS = 10.0
 DEFAULT_HTTP_PORT = 9400
+PROCESS_ENDED = re.compile(r" ERROR serve: (?:engine|gateway): ended \((.*?)\)")
+"""how the pod's supervisor logs that it will start a process again"""
+HOPELESS_CODES = ("exit code 2", "exit code 3")
+"""the configuration is refused; the model cannot be served"""
+FUTILE_ENDS = 3
 
 
 class StartError(Exception):
@@ -179,7 +185,7 @@ class Up:
         told = 0.0
         while not await self._pause():
             seconds = time.monotonic() - self._started
-            if not self._pod.running:
+            if not self._pod.running or self._gives_up():
                 raise StartError(self._failure(self._pod, "the pod did not start"))
             answer = await probe.readiness(HOST, self._http_port)
             if answer is not None and answer.ready:
@@ -194,6 +200,11 @@ class Up:
                 told = seconds
                 why = "; ".join(answer.reasons[:3]) if answer else "the pod does not answer yet"
                 self._say(f"still waiting after {seconds:.0f} s: {why}")
+
+    def _gives_up(self) -> bool:
+        """A pod starts its own processes again and again; whether that is in vain. Told by what it has logged."""
+        ends = [match[1] for line in self._pod.last_words(200) if (match := PROCESS_ENDED.search(line))]
+        return len(ends) >= FUTILE_ENDS or any(code in HOPELESS_CODES for code in ends)
 
     def _failure(self, process: Process, what: str) -> str:
         code = "" if process.exit_code is None else f" (exit code {process.exit_code})"
@@ -253,6 +264,7 @@ class Up:
             self._pod.failures = 0
             if not self._stopping.is_set():
                 await self._start_pod()
+            self._next_resync = 0.0  # what was reported is no longer true
 
     async def _revive(self, process: Process) -> bool:
         """Restart a process that ended by itself, when its back-off is over."""

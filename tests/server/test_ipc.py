@@ -2,6 +2,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from infer_server import ipc
 
 decoder = msgspec.msgpack.Decoder(ipc.EngineToGateway)

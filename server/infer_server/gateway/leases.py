@@ -49,10 +49,17 @@ class Leases:
     async def settle(self, reservation: Reservation, use: Use) -> None:
         """Returns when settled, or after PATIENCE_SECONDS while it goes on behind."""
         self._held.pop(reservation.request_id, None)
+        await asyncio.wait({self._begin(reservation, use)}, timeout=PATIENCE_SECONDS)
+
+    def withdraw(self, tenant: str, request_id: str) -> None:
+        """A reserve call had no answer. It may have taken effect all the same: give that back."""
+        self._begin(Reservation(self._store, tenant, request_id, reserved_tokens=0, stop_at=0.0), Use())
+
+    def _begin(self, reservation: Reservation, use: Use) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_settle(reservation, use))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
-        await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
+        return task
 
     async def run(self) -> None:
         """Renew, for ever: run it as a task."""

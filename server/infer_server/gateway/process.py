@@ -45,6 +45,8 @@ async def _run(config: PodConfig, control_sock: socket.socket) -> int:
         try:
             async with QuotaStore.open(config.store_url) as quota:
                 process = GatewayProcess(config, control_sock, minter, documents, quota, pool)
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    asyncio.get_running_loop().add_signal_handler(number, process.stop)
                 return await process.run()
         finally:
             await documents.close()
@@ -81,8 +83,7 @@ class GatewayProcess:
         self._follower = Follower(documents, self._gateway.apply, self._open_endpoints)
 
     async def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._end, 0)
+        """Until `stop` (then 0), or the loss of the supervisor or of a part of this process (then 1)."""
         app = probes.build_app(self.obstacles, self._metrics.registry)
         http = await probes.serve(app, self._config.http_host, self._config.http_port)
         background = [self._loop.create_task(work) for work in (self._follower.run(), self._leases.run())]
@@ -101,6 +102,10 @@ class GatewayProcess:
             self._control.close()
             await http.cleanup()
         return status
+
+    def stop(self) -> None:
+        """Drain, then let `run` return 0."""
+        self._end(0)
 
     def obstacles(self) -> list[str]:
         """Why this pod is not ready; empty when it is."""

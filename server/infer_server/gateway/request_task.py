@@ -97,6 +97,7 @@ class RequestTask:
             self._mailbox.put(reason)
 
     async def run(self) -> None:
+        self._requester.metrics.started()
         end: End | RefusedError
         try:
             end = await self._serve()
@@ -142,11 +143,11 @@ class RequestTask:
         return ending
 
     async def _reserve(self, prepared: Prepared) -> Reservation:
-        metrics = self._requester.metrics
+        metrics, request_id = self._requester.metrics, secrets.token_hex(16)
         try:
             reservation = await self._services.quota.reserve(
                 self._requester.tenant_id,
-                secrets.token_hex(16),
+                request_id,
                 prompt_tokens=prepared.num_prompt_tokens,
                 max_tokens=prepared.max_tokens,
             )
@@ -155,6 +156,7 @@ class RequestTask:
             raise RefusedError(f"quota_{denied.reason}", str(denied), denied.retry_ms) from denied
         except QuotaUnavailable as error:
             metrics.quota_decided("unavailable")
+            self._services.leases.withdraw(self._requester.tenant_id, request_id)
             raise RefusedError("quota_unavailable", "the quota store does not answer; retry", 1000) from error
         metrics.quota_decided("allowed")
         return reservation

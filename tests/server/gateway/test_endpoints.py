@@ -23,7 +23,7 @@ def document(*entries: TenantEntry) -> DesiredState:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - a timer of the loop
             await asyncio.sleep(0.01)
 
 

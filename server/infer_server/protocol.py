@@ -129,7 +129,12 @@ def encoding_of(frame: bytes | memoryview) -> Encoding:
 
 def decode(frame: bytes | memoryview, type: type[Any]) -> Any:
     """Raises msgspec.ValidationError or msgspec.DecodeError; the message names the path of what is wrong."""
-    return _decoder(type, encoding_of(frame)).decode(frame)  # type: ignore[arg-type]
+    try:
+        return _decoder(type, encoding_of(frame)).decode(frame)  # type: ignore[arg-type]
+    except UnicodeDecodeError as error:  # msgspec passes these two on as they are
+        raise msgspec.DecodeError(f"a string is not UTF-8: {error.reason}") from error
+    except RecursionError as error:
+        raise msgspec.DecodeError("nested too deeply") from error
 
 
 def encode(message: Any, encoding: Encoding) -> bytes:

@@ -67,7 +67,7 @@ class Connection:
                 case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     raise RefusedError
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                    self.trouble = "something answers there, but not with the expected server key"
+                    self.trouble = "something answers there, but is stopping, or has another key than serverPublicKey"
                 case zmq.EVENT_DISCONNECTED if self.ready:
                     self.ready, ended = False, True
 

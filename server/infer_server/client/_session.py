@@ -25,7 +25,7 @@ import zmq
 from infer_server import protocol
 from infer_server.client._connection import Connection, RefusedError
 from infer_server.client._credentials import Credentials
-from infer_server.client._errors import AuthenticationFailed, ConnectionLost, InferError, from_wire
+from infer_server.client._errors import AuthenticationFailed, ConnectionLost, InferError, Rejected, from_wire
 from infer_server.client._results import Delta, Event
 from infer_server.protocol import End, Err, Generate, Header, ServerHello, Tok
 
@@ -73,10 +73,12 @@ class Session:
 
     # --- for any thread -----------------------------------------------------------------------------------------------
     def submit(self, request: Generate, sink: Callable[[Event], None]) -> bytes:
-        """Returns the request's id. The sink must not block or raise."""
-        rid = uuid.uuid4().bytes
-        give_up = time.monotonic() + self._connect_timeout
-        command = Request(rid, protocol.encode(request, "msgpack"), sink, give_up)
+        """Returns the request's id. The sink must not block or raise. Raises Rejected for a request that is too large."""
+        rid, body = uuid.uuid4().bytes, protocol.encode(request, "msgpack")
+        if len(body) > protocol.MAX_FRAME:
+            text = f"the request is {len(body)} bytes long; at most {protocol.MAX_FRAME} are allowed"
+            raise Rejected("too_large", text)
+        command = Request(rid, body, sink, time.monotonic() + self._connect_timeout)
         with self._lock:
             if self._closed:
                 raise RuntimeError("this client is closed")

@@ -16,11 +16,11 @@ class SetUsers(Struct, frozen=True, array_like=True, tag="users"):
     """client's public key (Z85) -> User-Id"""
 
 
-class StopListening(Struct, frozen=True, array_like=True, tag="stop"):
-    """Take no new connection; serve those that are there."""
+class LetNobodyIn(Struct, frozen=True, array_like=True, tag="stop"):
+    """Serve the connections that are there. libzmq can't stop listening without ending them, so new ones are put off."""
 
 
-Command = SetUsers | StopListening
+Command = SetUsers | LetNobodyIn
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Command).decode

@@ -40,7 +40,7 @@ def parse(frames: Sequence[bytes]) -> Request | Refusal:
         return Refusal(NO_HEADER, encoding, "bad_frame", f"got {number} frames; a message is two: header, body")
     try:
         header = protocol.decode(frames[0], Header)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         return Refusal(NO_HEADER, encoding, "bad_frame", f"header: {error}")
     if header.v != protocol.VERSION:
         return _unsupported(header, encoding, f"header: `$.v`: got {header.v}")
@@ -64,14 +64,14 @@ def _generate(header: Header, encoding: Encoding, frames: Sequence[bytes]) -> Re
         return Refusal(header, encoding, "bad_frame", "got 1 frame; REQ is two: header, body")
     try:
         return Request(header, encoding, protocol.decode(frames[1], Generate))
-    except (msgspec.DecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         return Refusal(header, encoding, "bad_request", f"body: {error}")
 
 
 def _hello(header: Header, encoding: Encoding, body: bytes) -> Request | Refusal:
     try:
         hello = protocol.decode(body, Hello)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         return Refusal(header, encoding, "bad_request", f"body: {error}")
     if protocol.VERSION not in hello.versions:
         return _unsupported(header, encoding, f"body: `$.versions`: got {list(hello.versions)[:8]}")

@@ -34,6 +34,9 @@ RETRY_BLOCKED_MS = 5
 FAREWELL_MS = 500
 """how long last answers may take to leave once the gateway has gone"""
 
+CURVE_OVERHEAD = 64
+"""bytes by which an encrypted frame may be longer than the frame in it (33, at present)"""
+
 MONITOR_EVENT = struct.Struct("=hi")
 
 
@@ -81,7 +84,7 @@ class Front:
             (zmq.ROUTER_HANDOVER, 0),
             (zmq.SNDHWM, 64),
             (zmq.RCVHWM, 64),
-            (zmq.MAXMSGSIZE, protocol.MAX_FRAME),
+            (zmq.MAXMSGSIZE, protocol.MAX_FRAME + CURVE_OVERHEAD),
             (zmq.HANDSHAKE_IVL, 3000),
             (zmq.LINGER, 0),
             (zmq.TCP_KEEPALIVE, 1),
@@ -360,7 +363,7 @@ class Front:
                 if connection.public_key in revoked:
                     self._drop(connection, "its key was revoked")
         else:
-            self._router.unbind(self._endpoint)
+            self._zap.closed = True
         self._supervisor.send(control.DONE)
 
     def _say_farewell(self) -> None:

@@ -325,7 +325,7 @@ class Supervisor:
             if endpoint.listener is not None:
                 endpoint.listener.close()
                 endpoint.listener = None
-            endpoint.tell(control.StopListening(), now)
+            endpoint.tell(control.LetNobodyIn(), now)
         if self._gateway.pid is not None:
             _kill(self._gateway.pid, signal.SIGTERM)
         else:

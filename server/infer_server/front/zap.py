@@ -29,6 +29,8 @@ class Authenticator:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], domain: str, users: Mapping[str, str]) -> None:
         self._domain = domain.encode()
         self._users = dict(users)
+        self.closed = False
+        """Once set nobody is let in, but told to try again later (300); libzmq's clients do so by themselves."""
         self.socket = context.socket(zmq.REP)
         self.socket.bind(ADDRESS)
 
@@ -53,6 +55,8 @@ class Authenticator:
 
     def _answer(self, frames: list[bytes]) -> list[bytes]:
         request_id = frames[1] if len(frames) > 1 else b""
+        if self.closed:
+            return [b"1.0", request_id, b"300", b"this server is stopping", b"", b""]
         identity = b""
         # version, request id, domain, address, routing id, mechanism, the client's key as 32 raw bytes
         if len(frames) == 7 and frames[2] == self._domain and frames[5] == b"CURVE" and len(frames[6]) == 32:

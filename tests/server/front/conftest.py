@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 import zmq
+
 from infer_server import protocol
 
 SCRIPT = Path(__file__).with_name("miniature_pod.py")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from infer_server import config as pod_config
 from infer_server import ipc
 from infer_server.front.supervisor import Supervisor
@@ -55,8 +56,7 @@ class Gateway:
             self.follow()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), 0.02)
-        while self.requests:
-            await asyncio.sleep(0.01)
+        await asyncio.gather(*self.requests.values())
         self.note(event="drained")
 
     def follow(self) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from infer_server.client import Client, InferError
-from infer_server.protocol import Message
 
 
 def state_home() -> Path:
@@ -67,13 +66,13 @@ def chat(argv: list[str]) -> int:
     args = parse(argv)
     try:
         credentials = args.credentials or find_credentials(args.tenant, args.state_dir, args.deployment)
-        messages = [Message("system", args.system)] if args.system else []
+        messages = [{"role": "system", "content": args.system}] if args.system else []
         with Client.from_credentials(credentials) as client:
             interactive = not args.prompt and sys.stdin.isatty()
             said = [" ".join(args.prompt)] if args.prompt else lines("you> " if interactive else "")
             for text in said:
-                messages.append(Message("user", text))
-                messages.append(Message("assistant", _answer(client, messages, args)))
+                messages.append({"role": "user", "content": text})
+                messages.append({"role": "assistant", "content": _answer(client, messages, args)})
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -86,7 +85,7 @@ def chat(argv: list[str]) -> int:
     return 0
 
 
-def _answer(client: Client, messages: list[Message], args: argparse.Namespace) -> str:
+def _answer(client: Client, messages: list[dict[str, str]], args: argparse.Namespace) -> str:
     """Print the answer as it comes, and what it cost on stderr; return it."""
     stream = client.stream(messages=messages, max_tokens=args.max_tokens, temperature=args.temperature)
     parts = []
@@ -95,6 +94,7 @@ def _answer(client: Client, messages: list[Message], args: argparse.Namespace) -
         print(delta.text, end="", flush=True)
     print()
     usage = stream.usage
+    assert usage is not None
     print(
         f"[{usage.prompt_tokens} prompt tokens, {usage.cached_tokens} of them cached; {usage.output_tokens} out; "
         f"{stream.finish_reason}]",

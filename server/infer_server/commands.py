@@ -54,3 +54,7 @@ def _summary(entry: EntryPoint) -> str:
 
 def _missing(entry: EntryPoint, error: ModuleNotFoundError) -> str:
     return f"needs {error.name}, which is not installed: install inferengine[all]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

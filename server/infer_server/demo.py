@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from infer_server.client import AuthenticationFailed, Client, Completion, InferError
-from infer_server.protocol import Message
+from infer_server.client import AuthenticationFailed, Client, Completion, Credentials, InferError, Usage
 
 START_TIMEOUT_S = 600.0
 SHARED_PROMPT = (
@@ -49,11 +49,11 @@ class Tour:
             raise BrokenPromiseError(f"{promise}: {evidence}")
         self.seen.append((promise, evidence))
 
-    def count(self, tenant: str, done: Completion) -> None:
+    def count(self, tenant: str, usage: Usage) -> None:
         total = self.usage.setdefault(tenant, {"prompt": 0, "cached": 0, "generated": 0, "requests": 0})
-        total["prompt"] += done.usage.prompt_tokens
-        total["cached"] += done.usage.cached_tokens
-        total["generated"] += done.usage.output_tokens
+        total["prompt"] += usage.prompt_tokens
+        total["cached"] += usage.cached_tokens
+        total["generated"] += usage.output_tokens
         total["requests"] += 1
 
 
@@ -124,14 +124,17 @@ def take(tour: Tour, state: Path, status: dict[str, object]) -> None:
 
 def _stream(tour: Tour, acme: Client) -> None:
     print("\n1. acme talks to the model, token by token")
-    stream = acme.stream(messages=[Message("user", "What is a lighthouse for?")], max_tokens=48, temperature=0.0)
+    stream = acme.stream(
+        messages=[{"role": "user", "content": "What is a lighthouse for?"}], max_tokens=48, temperature=0.0
+    )
     print("   ", end="")
     pieces = 0
     for delta in stream:
         print(delta.text.replace("\n", "\n   "), end="", flush=True)
         pieces += 1
     print()
-    tour.count("acme", stream.completion)
+    assert stream.usage is not None
+    tour.count("acme", stream.usage)
     tour.claim("a real model streams its answer", pieces > 5, f"{stream.usage.output_tokens} tokens in {pieces} pieces")
 
 
@@ -139,9 +142,9 @@ def _share(tour: Tour, acme: Client, globex: Client) -> None:
     print("\n2. Two requests with one long beginning; then another tenant sends the very same text")
 
     def ask(tenant: str, client: Client, question: str) -> Completion:
-        messages = [Message("system", SHARED_PROMPT), Message("user", question)]
+        messages = [{"role": "system", "content": SHARED_PROMPT}, {"role": "user", "content": question}]
         done = client.generate(messages=messages, max_tokens=16, temperature=0.0)
-        tour.count(tenant, done)
+        tour.count(tenant, done.usage)
         print(f"   {tenant:<7} {question:<28} prompt {done.usage.prompt_tokens}, cached {done.usage.cached_tokens}")
         return done
 
@@ -169,11 +172,9 @@ def _share(tour: Tour, acme: Client, globex: Client) -> None:
 
 def _refuse_key(tour: Tour, credentials: dict[str, Path]) -> None:
     print("\n3. globex knocks at acme's endpoint with its own, valid key")
-    stolen = json.loads(credentials["globex"].read_bytes()) | {
-        "endpoint": json.loads(credentials["acme"].read_bytes())["endpoint"]
-    }
+    own, other = Credentials.load(credentials["globex"]), Credentials.load(credentials["acme"])
     try:
-        with Client(**{"endpoint": stolen["endpoint"]}, **_keys(stolen)) as client:
+        with Client(**msgspec.structs.asdict(own) | {"endpoint": other.endpoint}) as client:
             client.generate("Hello", max_tokens=1, timeout=20)
     except AuthenticationFailed as error:
         tour.claim("another tenant's key is refused", True, error.code)
@@ -181,20 +182,12 @@ def _refuse_key(tour: Tour, credentials: dict[str, Path]) -> None:
         tour.claim("another tenant's key is refused", False, "it was let in")
 
 
-def _keys(credentials: dict[str, str]) -> dict[str, str]:
-    return {
-        "server_public_key": credentials["serverPublicKey"],
-        "client_public_key": credentials["clientPublicKey"],
-        "client_secret_key": credentials["clientSecretKey"],
-    }
-
-
 def _exhaust(tour: Tour, globex: Client) -> int:
     """Ask until the quota says no; return how many requests were refused."""
     print("\n4. globex asks more often than its quota allows")
     for _ in range(1000):
         try:
-            tour.count("globex", globex.generate("One more thing:", max_tokens=1, temperature=0.0))
+            tour.count("globex", globex.generate("One more thing:", max_tokens=1, temperature=0.0).usage)
         except InferError as error:
             admitted = tour.usage["globex"]["requests"]
             evidence = f"after {admitted} requests: {error.code}, again in {(error.retry_ms or 0) / 1000:.1f} s"

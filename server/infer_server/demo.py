@@ -205,12 +205,18 @@ def _compare(tour: Tour, metrics_url: str, refused: int) -> None:
             "prompt": shown.value("inferengine_prompt_tokens_total", tenant),
             "cached": shown.value("inferengine_cached_tokens_total", tenant),
             "generated": shown.value("inferengine_generated_tokens_total", tenant),
-            "requests": shown.value("inferengine_requests_total", tenant, outcome="completed"),
+            "requests": sum(
+                shown.value("inferengine_requests_total", tenant, outcome=outcome) for outcome in ("stop", "length")
+            ),
         }
         evidence = ", ".join(f"{name} {value:.0f}" for name, value in metered.items())
         tour.claim(f"the metrics of {tenant} equal what its client was told", metered == told, evidence)
-    denied = shown.value("inferengine_requests_total", "globex", outcome="denied")
-    tour.claim("the refusal is counted for globex alone", denied == refused, f"denied: globex {denied:.0f}, acme 0")
+    denied = {
+        tenant: shown.value("inferengine_quota_decisions_total", tenant, decision="requests_per_minute")
+        for tenant in tour.usage
+    }
+    evidence = ", ".join(f"{tenant} {count:.0f}" for tenant, count in sorted(denied.items()))
+    tour.claim("the refusal is counted for globex alone", denied == {"acme": 0, "globex": refused}, evidence)
 
 
 class Metrics:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from infer_server.quota import QuotaLimits, QuotaStore
@@ -47,10 +48,8 @@ async def client(store: QuotaStore, name: int, rounds: int, times: dict[str, lis
         start = time.perf_counter()
         reservation = await store.reserve(TENANT, f"{name}-{number}", prompt_tokens=500, max_tokens=256)
         times["reserve"].append((time.perf_counter() - start) * 1e6)
-        await timed(
-            lambda held=reservation: held.settle(computed_tokens=200, cached_tokens=300, output_tokens=100),
-            times["settle"],
-        )
+        settle = partial(reservation.settle, computed_tokens=200, cached_tokens=300, output_tokens=100)
+        await timed(settle, times["settle"])
 
 
 def summary(values: list[float]) -> dict[str, float]:

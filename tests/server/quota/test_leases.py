@@ -99,6 +99,22 @@ async def test_a_settle_after_the_sweep_charges_what_still_fits(clocked: QuotaSt
     assert again.charged_tokens == 30
 
 
+async def test_a_settle_after_the_sweep_does_not_drain_the_minute_below_zero(
+    clocked: QuotaStore, clock, tenant: str
+) -> None:
+    await clocked.set_limits(tenant, QuotaLimits(tokens_per_minute=60, tokens_burst=100))
+    late = await clocked.reserve(tenant, "late", prompt_tokens=1, max_tokens=99)
+    clock.advance(30_000)
+    await clocked.sweep(tenant)
+    await clocked.reserve(tenant, "next", prompt_tokens=100, max_tokens=0)
+    assert (await late.settle(computed_tokens=1, cached_tokens=0, output_tokens=50)).charged_tokens == 51
+    usage = await clocked.usage(tenant)
+    assert usage.tokens is not None
+    assert usage.tokens.left == 0
+    clock.advance(1_000)
+    await clocked.reserve(tenant, "soon", prompt_tokens=1, max_tokens=0)
+
+
 async def test_a_settle_after_the_sweep_gives_nothing_back(clocked: QuotaStore, clock, tenant: str) -> None:
     await clocked.set_limits(tenant, QuotaLimits())
     late = await clocked.reserve(tenant, "late", prompt_tokens=10, max_tokens=10)

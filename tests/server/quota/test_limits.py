@@ -185,14 +185,17 @@ async def test_lowering_a_limit_shrinks_the_bucket(clocked: QuotaStore, tenant: 
 
 
 async def test_the_bucket_ignores_a_clock_that_goes_back(clocked: QuotaStore, clock, tenant: str) -> None:
-    await clocked.set_limits(tenant, QuotaLimits(requests_per_minute=2))
-    await admit(clocked, tenant, "a", "b")
+    await clocked.set_limits(tenant, QuotaLimits(requests_per_minute=4))
+    await admit(clocked, tenant, "a")
     clock.advance(-30_000)
-    await denied(clocked, tenant, "c")
+    usage = await clocked.usage(tenant)
+    assert usage.requests is not None
+    assert usage.requests.left == 3  # nothing is taken away
+    await admit(clocked, tenant, "b", "c", "d")
     clock.advance(30_000)
-    await denied(clocked, tenant, "c")
-    clock.advance(30_000)
-    await admit(clocked, tenant, "c")
+    await denied(clocked, tenant, "e")  # and nothing is refilled twice
+    clock.advance(15_000)
+    await admit(clocked, tenant, "e")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -162,6 +163,22 @@ async def test_no_secret_of_the_url_is_told(url: str, caplog: pytest.LogCaptureF
     while error is not None:
         assert SECRET not in repr(error)
         error = error.__cause__ or error.__context__
+
+
+async def test_over_tcp_with_user_password_and_database(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with EmbeddedStore(tmp_path) as server:
+        async with QuotaStore.open(server.url, timeout_seconds=5) as store:
+            client = store._connection.client
+            await client.execute_command("CONFIG", "SET", "port", port, "bind", "127.0.0.1")
+            await client.execute_command("ACL", "SETUSER", "pod", "on", ">p@ss/#?", "~inferengine:*", "+@all")
+            async with QuotaStore.open(f"redis://pod:p%40ss%2F%23%3F@127.0.0.1:{port}/0", timeout_seconds=5) as remote:
+                await remote.set_limits("acme", QuotaLimits(max_concurrent_requests=1))
+                await remote.reserve("acme", "r1", prompt_tokens=1, max_tokens=1)
+            with pytest.raises(QuotaDenied):
+                await store.reserve("acme", "r2", prompt_tokens=1, max_tokens=1)
 
 
 async def test_a_refused_password_is_told_without_it(tmp_path: Path) -> None:

@@ -103,6 +103,20 @@ async def test_past_windows_are_forgotten_when_nothing_is_reserved_in_them(
     ]
 
 
+async def test_a_past_window_stays_while_something_is_reserved_in_it(clocked: QuotaStore, clock, tenant: str) -> None:
+    clock.set(at("2026-03-10T23:59:59"))
+    await clocked.set_limits(tenant, QuotaLimits())
+    late = await clocked.reserve(tenant, "a", prompt_tokens=10, max_tokens=10)
+    clock.advance(1_000)
+    await clocked.reserve(tenant, "b", prompt_tokens=1, max_tokens=0)
+    await late.settle(computed_tokens=10, cached_tokens=0, output_tokens=5)
+    client, key = clocked._connection.client, f"inferengine:{{{tenant}}}:state"
+    assert await client.hmget(key, "used:20260310", "reserved:20260310") == ["15", "0"]
+    clock.advance(86_400_000)
+    await clocked.reserve(tenant, "c", prompt_tokens=1, max_tokens=0)
+    assert not await client.hexists(key, "used:20260310")
+
+
 async def test_a_settle_long_after_the_sweep_does_not_revive_a_forgotten_day(
     clocked: QuotaStore, clock, tenant: str
 ) -> None:

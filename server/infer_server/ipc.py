@@ -22,7 +22,7 @@ MAX_MESSAGE = 16 << 20
 # --- front -> gateway -----------------------------------------------------------------------------------------------
 class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     conn: bytes
-    """routing id of the client's connection, meaningful to that front only"""
+    """the client's connection, meaningful to that front only; never used again for a later one"""
     rid: bytes
     """request id, opaque to the gateway"""
     user: str

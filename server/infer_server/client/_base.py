@@ -17,7 +17,10 @@ from infer_server.protocol import Generate, Usage
 
 
 class BaseClient:
-    """connect_timeout: seconds a request may wait for a connection before it fails with ConnectionLost."""
+    """connect_timeout: seconds a request may wait for a connection before it fails with ConnectionLost.
+    silence_timeout: seconds without any sign of life, with requests under way, after which the connection counts as lost; the
+        server is asked for one after a third of it, so a long computation is no silence.
+    """
 
     def __init__(
         self,
@@ -27,6 +30,7 @@ class BaseClient:
         client_public_key: str,
         client_secret_key: str,
         connect_timeout: float = 10.0,
+        silence_timeout: float = 15.0,
     ) -> None:
         credentials = Credentials(
             endpoint=endpoint,
@@ -34,12 +38,15 @@ class BaseClient:
             client_public_key=client_public_key,
             client_secret_key=client_secret_key,
         )
-        self._session = Session(credentials, connect_timeout)
+        self._session = Session(credentials, connect_timeout, silence_timeout)
 
     @classmethod
-    def from_credentials(cls, path: str | Path, *, connect_timeout: float = 10.0) -> Self:
+    def from_credentials(
+        cls, path: str | Path, *, connect_timeout: float = 10.0, silence_timeout: float = 15.0
+    ) -> Self:
         """Raises OSError, or ValueError that names the file and the field."""
-        return cls(**msgspec.structs.asdict(Credentials.load(path)), connect_timeout=connect_timeout)
+        fields = msgspec.structs.asdict(Credentials.load(path))
+        return cls(**fields, connect_timeout=connect_timeout, silence_timeout=silence_timeout)
 
     def __del__(self) -> None:
         if hasattr(self, "_session"):

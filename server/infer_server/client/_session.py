@@ -31,10 +31,6 @@ from infer_server.protocol import End, Err, Generate, Header, ServerHello, Tok
 
 log = logging.getLogger(__name__)
 
-PING_AFTER = 5.0
-"""seconds of silence, with requests under way, before the server is asked whether it is there"""
-PING_PATIENCE = 10.0
-"""seconds for it to say anything then; after that the connection counts as lost"""
 EMPTY_BODY = msgspec.msgpack.encode({})
 
 
@@ -52,8 +48,10 @@ class Request:
 
 
 class Session:
-    def __init__(self, credentials: Credentials, connect_timeout: float) -> None:
+    def __init__(self, credentials: Credentials, connect_timeout: float, silence_timeout: float) -> None:
         self._credentials, self._connect_timeout = credentials, connect_timeout
+        self._silence_timeout = silence_timeout
+        self._ping_after = silence_timeout / 3
         self._lock = threading.Lock()
         """guards starting and closing; commands need none, a deque's append and popleft being atomic"""
         self._thread: threading.Thread | None = None
@@ -156,7 +154,7 @@ class Session:
             writing = self._connection.ready and bool(self._unsent)
             poller.register(self._connection.socket, zmq.POLLIN | (zmq.POLLOUT if writing else 0))
         if self._requests and len(self._unsent) < len(self._requests):
-            times.append(self._heard + PING_AFTER if self._pinged is None else self._pinged + PING_PATIENCE)
+            times.append(self._heard + (self._ping_after if self._pinged is None else self._silence_timeout))
         return dict(poller.poll(int(max(0.0, min(times) - now) * 1000) + 1 if times else None))
 
     def _take_commands(self) -> None:
@@ -188,12 +186,12 @@ class Session:
             self._fail(late, ConnectionLost(text))
         if self._connection is None or len(self._unsent) >= len(self._requests):
             return
-        if self._pinged is None and now >= self._heard + PING_AFTER:
+        if self._pinged is None and now >= self._heard + self._ping_after:
             self._pinged = now
             self._connection.send(Header(op="PING"), EMPTY_BODY)
-        elif self._pinged is not None and now >= self._pinged + PING_PATIENCE:
+        elif self._pinged is not None and now >= self._heard + self._silence_timeout:
             self._disconnect()
-            self._lost(f"the server has not answered for {PING_AFTER + PING_PATIENCE:g} s")
+            self._lost(f"the server has not answered for {self._silence_timeout:g} s")
 
     # --- what the server says -----------------------------------------------------------------------------------------
     def _read(self, connection: Connection) -> None:

@@ -18,9 +18,10 @@ MESSAGE_BURST = 4000.0
 MAX_UNSENT_TO_GATEWAY = 1 << 20
 """Bytes. Above it the front stops reading its clients until the gateway has taken some."""
 
-MAX_BACKLOG_BYTES = 1 << 20
-MAX_BACKLOG_MESSAGES = 8192
-"""Answers that wait in the front for one connection, beyond ZeroMQ's own queue. Above either the connection is dropped."""
+MAX_BACKLOG_BYTES = 8 << 20
+MESSAGE_OVERHEAD = 256
+"""Answers that wait in the front for one connection, beyond ZeroMQ's own queue: above it the connection is dropped. Each
+counts as its length and the overhead, which is what the objects of a short message take."""
 
 MAX_TOTAL_BACKLOG_BYTES = 32 << 20
 """The same, over all connections of one front: whoever passes it is dropped."""

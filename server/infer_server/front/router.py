@@ -281,16 +281,12 @@ class Front:
         return True
 
     def _keep(self, connection: Connection, frames: list[bytes]) -> None:
-        size = sum(map(len, frames))
+        size = _size(frames)
         connection.backlog.append(frames)
         connection.backlog_bytes += size
         self._backlog_bytes += size
         self._blocked.add(connection)
-        if (
-            connection.backlog_bytes > limits.MAX_BACKLOG_BYTES
-            or len(connection.backlog) > limits.MAX_BACKLOG_MESSAGES
-            or self._backlog_bytes > limits.MAX_TOTAL_BACKLOG_BYTES
-        ):
+        if connection.backlog_bytes > limits.MAX_BACKLOG_BYTES or self._backlog_bytes > limits.MAX_TOTAL_BACKLOG_BYTES:
             self._drop(connection, "it does not read its answers")
 
     def _retry_blocked(self) -> None:
@@ -299,7 +295,7 @@ class Front:
         now = time.monotonic()
         for connection in list(self._blocked):
             while connection.backlog and self._try_send(connection, connection.backlog[0]):
-                size = sum(map(len, connection.backlog.popleft()))
+                size = _size(connection.backlog.popleft())
                 connection.backlog_bytes -= size
                 self._backlog_bytes -= size
                 connection.progress = now
@@ -381,6 +377,10 @@ class Front:
         self._zap.socket.close(linger=0)
         self._router.close(linger=FAREWELL_MS)
         self._context.term()
+
+
+def _size(frames: list[bytes]) -> int:
+    return sum(map(len, frames)) + limits.MESSAGE_OVERHEAD
 
 
 def _address(listener: socket.socket) -> str:

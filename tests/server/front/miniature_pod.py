@@ -4,7 +4,8 @@
     python miniature_pod.py gateway|engine ...          started by the supervisor
 
 The gateway follows the file `wishes.json` beside the configuration (tenant -> port, users), writes what it sees to
-`events.jsonl`, and answers by the request's prompt: "count N", "flood N", "who", "hold".
+`events.jsonl`, and answers by the request's prompt: "count N", "tick N" (slowly), "flood N", "who" (tenant and user),
+"hold" (until cancelled), "refuse CODE", "tell" (the request).
 """
 
 from __future__ import annotations
@@ -121,8 +122,12 @@ class Gateway:
                 reply("ERR", code=number, message="as you asked", retry_ms=50 if number == "queue_full" else None)
                 return
             for seq in range(int(number) if number else 1):
-                text = {"count": f"{seq} ", "flood": "x" * 4000}.get(what, f"{tenant} {request.user}")
+                told = json.dumps(msgspec.to_builtins(request.request))
+                texts = {"count": f"{seq} ", "flood": "x" * 4000, "who": f"{tenant} {request.user}"}
+                text = texts.get(what, told)
                 reply("TOK", seq=seq, text=text, token_ids=[seq])
+                if what == "tick":
+                    await asyncio.sleep(0.001)
                 if seq % 16 == 0:
                     await writer.drain()
         except asyncio.CancelledError:

@@ -38,7 +38,7 @@ whole_messages = st.lists(frames, min_size=1, max_size=4)
 
 
 @given(whole_messages)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_parsing_never_raises(message: list[bytes]) -> None:
     result = parse(message)
     assert isinstance(result, (Request, Refusal))
@@ -55,7 +55,7 @@ def test_a_front_survives_any_messages(pod: Pod) -> None:
     assert neighbour.receive()[0]["op"] == "ACK"
 
     @given(st.lists(whole_messages, min_size=1, max_size=10))
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     def send(messages: list[list[bytes]]) -> None:
         for message in messages:
             client.raw(*message)

@@ -51,6 +51,8 @@ class Oracle:
         self.requests: dict[str, Request] = {}
         self.forgotten: list[Request] = []
         self.level, self.at = TOKEN_BURST, now
+        self.gone: set[str] = set()
+        self.latest = ""
 
     def windows(self) -> tuple[str, str]:
         moment = datetime.fromtimestamp(self.now / 1000, UTC)
@@ -115,14 +117,10 @@ class Oracle:
         return request.charged, missing - extra
 
     def kept(self, window: str) -> bool:
-        """A past window is forgotten by the first request of a later day, unless something is reserved in it then. Decided
-        where that request is admitted; see Machine.reserve."""
         return window not in self.gone
 
-    gone: frozenset[str] = frozenset()
-    latest: str = ""
-
     def roll(self) -> None:
+        """With the first request of a later day, past windows are forgotten unless something is reserved in them."""
         day, month = self.windows()
         if self.latest == day:
             return

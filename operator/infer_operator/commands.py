@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from infer_operator import spec, table
 from infer_operator.backends import probe
 from infer_operator.backends.local import HOST
 from infer_operator.backends.state_dir import AlreadyRunningError, StateDir, StateDirError, default_home
+from infer_operator.endpoints import PortsExhaustedError
 from infer_operator.status import Status
 from infer_operator.up import Options, StartError, Up
 
@@ -42,7 +44,7 @@ def up(argv: list[str]) -> int:
         return _fail(
             "up", f"{name} is already running (process {error.pid}): edit its file, or stop that process first"
         )
-    except (StartError, StateDirError, OSError) as error:
+    except (StartError, StateDirError, PortsExhaustedError, OSError) as error:
         return _fail("up", str(error))
 
 
@@ -113,7 +115,8 @@ def _as_text(shown: dict[str, Any], known: Status) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    with contextlib.suppress(OSError):  # a terminal that was closed is no reason to stop serving
+        print(line, flush=True)
 
 
 def _port(text: str) -> int:

@@ -23,6 +23,7 @@ from infer_operator.backends.local import HOST, NAMESPACE, POD, LocalBackend, is
 from infer_operator.backends.process import Process
 from infer_operator.backends.state_dir import StateDir, StateDirError, default_home
 from infer_operator.builders.pod import DRAIN_SECONDS
+from infer_operator.endpoints import PortsExhaustedError
 from infer_operator.state import Key, RemoveTenant, SaveTenant, WriteDocument
 from infer_operator.status import Health
 from infer_server.contract.store import DocumentStore, StoreUnavailableError
@@ -99,6 +100,7 @@ class Up:
         self._pod_config = b""
         """what the running pod was started with"""
         self._was_ready = False
+        self._trouble = ""
         self._file_seen = _content_mark(options.file)
         self._next_resync = 0.0
         self._started = time.monotonic()
@@ -243,10 +245,13 @@ class Up:
     async def _reconcile(self) -> None:
         try:
             outcome = await reconcile.reconcile(self._key, self._backend)
-        except Exception as error:
-            self._say(f"cannot bring the deployment up to date, trying again: {error}")
+        except (OSError, StateDirError, PortsExhaustedError) as error:
+            if str(error) != self._trouble:  # said once, not at each try
+                self._trouble = str(error)
+                self._say(f"cannot bring the deployment up to date, trying again: {error}")
             self._next_resync = time.monotonic() + RESYNC_SECONDS
             return
+        self._trouble = ""
         self._next_resync = time.monotonic() + (TICK_SECONDS if outcome.retry else RESYNC_SECONDS)
         written = [change for change in outcome.changes if isinstance(change, WriteDocument)]
         for change in outcome.changes:
@@ -306,7 +311,7 @@ class Up:
             self._say("draining: running requests may finish, new ones are refused; once more to stop at once")
         if not await self._pod.stop(DRAIN_SECONDS + 10, self._hurry):
             self._say("the pod did not end by itself and was killed")
-        with contextlib.suppress(OSError, StateDirError):
+        with contextlib.suppress(OSError, StateDirError, PortsExhaustedError):
             await reconcile.reconcile(self._key, self._backend)
         await self._documents.close()
         await self._store.stop(STORE_STOP_SECONDS, self._hurry)

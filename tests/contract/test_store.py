@@ -202,3 +202,13 @@ async def test_a_document_that_is_not_understood_keeps_the_last_one(
     )
     await store.write(document(deployment, 3), expected_revision=1)
     assert (await waiting).version.revision == 3
+
+
+async def test_a_refusal_by_the_store_is_no_answer_either(store: DocumentStore, deployment: str, redis: Any) -> None:
+    await redis.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(StoreUnavailableError, match=r"the store refused: .*maxmemory"):
+            await store.write(document(deployment, 1, tenant("acme")), expected_revision=0)
+    finally:
+        await redis.config_set("maxmemory", "0")
+    assert await store.read() is None

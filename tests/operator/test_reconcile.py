@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from infer_operator import spec
 from infer_operator.backends.local import LocalBackend
@@ -239,7 +240,8 @@ async def test_the_store_is_down_for_a_while(home: Home, valkey: Any) -> None:
 async def test_a_store_that_lost_its_writes_gets_a_newer_revision(home: Home, valkey: Any) -> None:
     await home.apply(deployment("acme"))
     await home.apply(deployment("acme", "globex"))
-    await home.documents._redis.flushall()
+    async with Redis.from_url(home.url) as redis:
+        await redis.flushall()
     outcome = await home.reconcile()
     assert kinds(outcome) == ["WriteDocument"]
     document = await home.document()

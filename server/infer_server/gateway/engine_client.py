@@ -96,8 +96,9 @@ class EngineClient:
         self._listeners.pop(id, None)
 
     def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
+        stream, self._stream, self.model = self._stream, None, None
+        if stream is not None:
+            stream.close()
 
     def _received(self, message: ipc.EngineToGateway) -> None:
         match message:

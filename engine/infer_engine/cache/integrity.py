@@ -30,12 +30,12 @@ def check_integrity(cache: RadixCache) -> None:
     """Raise AssertionError naming the first invariant that does not hold. O(tokens)."""
     roots = [*cache._roots.values(), *cache._dropped_roots]
     nodes = [node for root in roots for node in _nodes_below(root)]
+    for node in (*roots, *nodes):
+        _check_node(node)
     for root in roots:
         _check_root(root, is_dropped=root in cache._dropped_roots)
     for name, root in cache._roots.items():
         assert root.namespace == name, f"I5: the root of {root.namespace!r} is filed under {name!r}"
-    for node in (*roots, *nodes):
-        _check_node(node)
     slots = [slot for node in nodes for slot in node.slots]
     assert len(slots) == len(set(slots)), "I3: a slot is owned by two nodes"
     _check_order(cache._order.nodes(), nodes)

@@ -72,12 +72,17 @@ def _to_bytes(tokens: TokenRun) -> bytes:
     if isinstance(tokens, array):
         if tokens.typecode == "i":
             return tokens.tobytes()
-    elif not isinstance(tokens, Sequence) and tokens.dtype.str == "<i4" and tokens.ndim == 1:
+    elif not isinstance(tokens, Sequence) and _is_int32_row(tokens):
         return tokens.tobytes()
     try:
         return array("i", tokens).tobytes()
     except (TypeError, OverflowError) as error:
         raise InvalidRequestError(f"tokens: must be integers that fit in 32 bits, in one dimension: {error}") from error
+
+
+def _is_int32_row(tokens: npt.NDArray[np.int32]) -> bool:
+    """Asked of any object: numpy is not imported for it."""
+    return getattr(tokens, "ndim", 0) == 1 and getattr(tokens.dtype, "str", "") == "<i4"
 
 
 class Handle:

@@ -1,4 +1,4 @@
-"""Ports of tenant endpoints: who needs one and which are taken in, who gets which out. Pure."""
+"""Ports of tenant endpoints: who needs one and which are taken in, who gets which out. Pure, but for `claim`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def allocate(
     newcomers: Iterable[str],
     taken: Iterable[int],
     retired: Mapping[int, float],
-    in_use: Callable[[int], bool],
+    claim: Callable[[int], bool],
     now: float,
     ports: range = PORTS,
 ) -> dict[str, int]:
     """The lowest free port for each newcomer, in their order.
 
-    A port is free if no tenant holds it (`taken`), its time in `retired` (port -> Unix time) has come, and nothing listens
-    on it (`in_use`, asked only of candidates). Raises PortsExhaustedError.
+    A port is free if no tenant has it (`taken`), its time in `retired` (port -> Unix time) has come, and `claim`, asked
+    last, gets it. What was claimed before PortsExhaustedError is raised stays claimed.
     """
     held = set(taken)
-    candidates = (port for port in ports if port not in held and retired.get(port, now) <= now and not in_use(port))
+    candidates = (port for port in ports if port not in held and retired.get(port, now) <= now and claim(port))
     given: dict[str, int] = {}
     for name in newcomers:
         port = next(candidates, None)

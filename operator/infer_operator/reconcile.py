@@ -59,7 +59,7 @@ async def reconcile(
     resource = observed.resource
     if resource is None:
         return Outcome((), None, retry=False)
-    records = assign(resource, observed, backend.port_in_use, mint, clock())
+    records = assign(resource, observed, backend.claim_port, mint, clock())
     wanted = backend.build(key, resource, records)
     done: list[Change] = []
     store_error = observed.store_error
@@ -86,13 +86,13 @@ async def reconcile(
 
 
 def assign(
-    resource: Resource, observed: Observed, in_use: Callable[[int], bool], mint: Mint, now: float
+    resource: Resource, observed: Observed, claim: Callable[[int], bool], mint: Mint, now: float
 ) -> dict[str, TenantRecord]:
     """Each tenant's record: the one it has, or a new one. So a uid lasts as long as the tenant is in the resource."""
     names = [tenant.name for tenant in resource.deployment.spec.tenants]
     newcomers = [name for name in names if name not in observed.records]
     taken = [record.port for record in observed.records.values()]
-    ports = endpoints.allocate(newcomers, taken, observed.retired_ports, in_use, now)
+    ports = endpoints.allocate(newcomers, taken, observed.retired_ports, claim, now)
     return {name: observed.records.get(name) or mint(name, ports[name]) for name in names}
 
 

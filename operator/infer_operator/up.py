@@ -40,6 +40,8 @@ PROCESS_ENDED = re.compile(r" ERROR serve: (?:engine|gateway): ended \((.*?)\)")
 HOPELESS_CODES = ("exit code 2", "exit code 3")
 """the configuration is refused; the model cannot be served"""
 FUTILE_ENDS = 3
+PORT_IN_USE = "can't listen on"
+"""how a pod says that another program has a tenant's port"""
 
 
 class StartError(Exception):
@@ -158,7 +160,7 @@ class Up:
         records = self._backend.records()
         for tenant in self._options.deployment.spec.tenants:
             record = records.get(tenant.name)
-            while record is not None and not is_free(record.port) and not await self._pause():
+            while record is not None and not self._backend.ports.reclaim(record.port) and not await self._pause():
                 if time.monotonic() - self._started > PORT_WAIT_SECONDS:
                     raise StartError(
                         f"tenant {record.name}: its port {record.port} is in use by another program; stop that program, or "
@@ -184,7 +186,7 @@ class Up:
     async def _wait_until_ready(self) -> None:
         model = self._options.deployment.spec.model
         self._say(f"loading {model.uri} (log: {self._pod.log})")
-        told = 0.0
+        told, blocked_since = 0.0, None
         while not await self._pause():
             seconds = time.monotonic() - self._started
             if not self._pod.running or self._gives_up():
@@ -198,6 +200,10 @@ class Up:
                     f"ready after {seconds:.1f} s\n\n{table.tenants(outcome.status)}\n\nmetrics: {outcome.status.metrics_url}"
                 )
                 return
+            blocked = answer is not None and any(PORT_IN_USE in reason for reason in answer.reasons)
+            blocked_since = blocked_since or seconds if blocked else None
+            if answer is not None and blocked_since is not None and seconds - blocked_since >= PORT_WAIT_SECONDS:
+                raise StartError(f"the pod did not start: {'; '.join(answer.reasons)}")
             if seconds - told >= PROGRESS_SECONDS:
                 told = seconds
                 why = "; ".join(answer.reasons[:3]) if answer else "the pod does not answer yet"
@@ -313,6 +319,7 @@ class Up:
             self._say("the pod did not end by itself and was killed")
         with contextlib.suppress(OSError, StateDirError, PortsExhaustedError):
             await reconcile.reconcile(self._key, self._backend)
+        self._backend.ports.close()
         await self._documents.close()
         await self._store.stop(STORE_STOP_SECONDS, self._hurry)
         self._say("stopped")

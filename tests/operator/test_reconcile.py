@@ -95,6 +95,7 @@ class Home:
 async def home(state: StateDir, valkey: Any) -> AsyncIterator[Home]:
     home = Home(state, valkey.url)
     yield home
+    home.backend.ports.close()
     await home.documents.close()
 
 
@@ -204,6 +205,7 @@ async def test_uid_port_and_keys_outlive_suspension_and_restart(home: Home) -> N
     again = Home(home.state, home.url)
     await again.apply(suspended)
     after = (await again.document()).tenants[0]
+    again.backend.ports.close()
     await again.documents.close()
     assert after.suspended
     assert (after.uid, after.port, after.public_keys) == (before.uid, before.port, before.public_keys)
@@ -297,7 +299,7 @@ async def apply_some(home: Home, count: int) -> bool:
     """The first `count` changes that are due; whether there were more."""
     observed = await home.backend.observe(KEY)
     assert observed.resource is not None
-    records = assign(observed.resource, observed, home.backend.port_in_use, mint_tenant, home.clock())
+    records = assign(observed.resource, observed, home.backend.claim_port, mint_tenant, home.clock())
     wanted = home.backend.build(KEY, observed.resource, records)
     changes = list(compare(KEY, observed.resource, records, wanted, observed, home.clock()))
     for change in changes[:count]:

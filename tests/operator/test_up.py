@@ -20,7 +20,9 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from infer_operator import commands
+from infer_operator import commands, up
+from infer_operator.backends.state_dir import StateDir
+from infer_operator.reconcile import mint_tenant
 from infer_server.client import Client
 
 SECONDS = 120.0
@@ -310,6 +312,20 @@ def test_an_http_port_in_use(fresh: Deployment, listener: int, capsys: pytest.Ca
     )
 
 
+def test_a_tenant_s_port_in_use(
+    fresh: Deployment, listener: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateDir(fresh.state)
+    state.prepare()
+    state.write_as("tenants/acme.json", mint_tenant("acme", listener))
+    monkeypatch.setattr(up, "PORT_WAIT_SECONDS", 0.0)
+    assert commands.up(["-f", str(fresh.file), "--state-dir", str(fresh.state)]) == 1
+    assert capsys.readouterr().err.startswith(
+        f"inferengine up: tenant acme: its port {listener} is in use by another program; stop that program, or remove "
+    )
+    assert fresh.processes() == []
+
+
 def test_a_wrong_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text(DEPLOYMENT.format(model="/m").replace("requestsPerMinute: 100", "requestsPerMinute: -3"))
@@ -334,3 +350,18 @@ def test_status_says_what_there_is(
     assert "several deployments: give one of one, two" in capsys.readouterr().err
     assert commands.status(["three"]) == 1
     assert "nothing has been started there yet" in capsys.readouterr().err
+
+
+def test_two_deployments_started_at_once_get_different_ports(fresh: Deployment, model: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="ie-up-") as directory:
+        other = Deployment(Path(directory), DEPLOYMENT.format(model=model))
+        for deployment in (fresh, other):
+            deployment.start()
+        try:
+            for deployment in (fresh, other):
+                deployment.wait_said("loading")
+            files = [*fresh.state.glob("credentials/*.json"), *other.state.glob("credentials/*.json")]
+            assert len({json.loads(file.read_bytes())["endpoint"] for file in files}) == 4
+        finally:
+            for deployment in (fresh, other):
+                deployment.end()

@@ -14,6 +14,7 @@ from typing import assert_never
 import msgspec
 
 from infer_operator import keys
+from infer_operator.backends.ports import Ports
 from infer_operator.backends.state_dir import Ledger, StateDir, StateDirError
 from infer_operator.builders.credentials import credentials, endpoint
 from infer_operator.builders.pod import pod_config
@@ -68,6 +69,7 @@ class LocalBackend:
             raise StateDirError(
                 f"{state.path}/keys/server.key: {error}; restore it, or remove it and all clients' credentials change"
             ) from error
+        self.ports = Ports(HOST)
         self.rejected: tuple[str, ...] = ()
         """mistakes of the newest edit of the file; written by whoever reads the file"""
         self._neighbours: set[int] = set()
@@ -130,8 +132,8 @@ class LocalBackend:
         }
         return objects | {POD: pod}
 
-    def port_in_use(self, port: int) -> bool:
-        return not is_free(port) or port in self._neighbours
+    def claim_port(self, port: int) -> bool:
+        return port not in self._neighbours and self.ports.claim(port)
 
     def _ports_of_neighbours(self) -> set[int]:
         """Those of deployments that may not run just now but will again."""
@@ -157,6 +159,7 @@ class LocalBackend:
                 still = {port: at for port, at in ledger.retired_ports.items() if at > now}
                 self._save(ledger, retired_ports=still | {record.port: free_at})
                 self._state.delete(_record_name(record.name))
+                self.ports.release(record.port)
             case WriteDocument(document, expected):
                 # Noted first: if the answer is lost, no later document can have this revision.
                 self._save(self._state.ledger(), last_revision=document.version.revision)

@@ -18,8 +18,8 @@ class Backend(Protocol):
         """Name -> content of every object that should exist. Pure: same arguments, same answer."""
         ...
 
-    def port_in_use(self, port: int) -> bool:
-        """Whether something other than a tenant of the resource at hand occupies it."""
+    def claim_port(self, port: int) -> bool:
+        """Make it ours; False if something other than a tenant of the resource at hand has it."""
         ...
 
     async def apply(self, key: Key, change: Change) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +24,9 @@ import msgspec
 from msgspec import Struct
 
 from infer_operator.state import Resource
+
+LOCK_SECONDS = 0.5
+"""`status` holds the lock for a moment to see whether it is free: no reason to refuse."""
 
 Content = TypeVar("Content", bound=Struct)
 
@@ -68,10 +72,11 @@ class StateDir:
         """One `up` a deployment. The kernel gives the lock back when we end, however. Raises AlreadyRunningError."""
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise AlreadyRunningError(os.pread(descriptor, 20, 0).decode() or "unknown") from None
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not _lock(descriptor, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise AlreadyRunningError(os.pread(descriptor, 20, 0).decode() or "unknown")
+                time.sleep(0.02)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             yield
@@ -86,13 +91,12 @@ class StateDir:
         except OSError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if _lock(descriptor, fcntl.LOCK_SH):
+                return None
             pid = os.pread(descriptor, 20, 0)
             return int(pid) if pid.isdigit() else None
         finally:
             os.close(descriptor)
-        return None
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -150,3 +154,11 @@ class StateDir:
 
     def ledger(self) -> Ledger:
         return self.read_as("ledger.json", Ledger) or Ledger()
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

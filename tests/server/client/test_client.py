@@ -227,6 +227,27 @@ def test_no_server_there(tmp_path: Path, pod: Pod, credentials: Credentials) -> 
         client.generate("who")
 
 
+def test_a_client_put_off_by_a_stopping_server_is_served_by_the_next(pod: Pod, credentials: Credentials) -> None:
+    (acme,) = pod.add("acme")
+    with (
+        Client.from_credentials(credentials(acme)) as early,
+        Client.from_credentials(credentials(acme), connect_timeout=60.0) as late,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        running = early.stream("hold")
+        early.generate("count 1")
+        assert pod.process is not None
+        pod.process.terminate()
+        eventually(lambda: "stopping" in (pod.folder / "log").read_text(), "the end begins")
+        answer = pool.submit(late.generate, "count 2", timeout=60)
+        assert early.generate("count 1").text == "0 "
+        running.close()
+        assert pod.process.wait(20) == 0
+        pod.start()
+        assert answer.result().text == "0 1 "
+        assert early.generate("count 1").text == "0 "
+
+
 def test_many_threads_share_one_client(pod: Pod, credentials: Credentials) -> None:
     (acme,) = pod.add("acme")
     with Client.from_credentials(credentials(acme)) as client, ThreadPoolExecutor(32) as pool:

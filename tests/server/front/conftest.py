@@ -128,10 +128,12 @@ class Pod:
     def add(self, *names: str) -> list[Tenant]:
         """Tenants with one key each, served once this returns."""
         added = [Tenant(name, free_port(), {f"{name}-key": Key.new()}) for name in names]
+        fronts = len(self.fronts())
         self.tenants |= {tenant.name: tenant for tenant in added}
         self.publish()
         for tenant in added:
             self.await_port(tenant)
+        eventually(lambda: len(self.fronts()) == fronts + len(added), "each has a front")  # forked after it listens
         return added
 
     def publish(self) -> None:

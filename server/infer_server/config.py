@@ -6,7 +6,7 @@ It changes only with a restart; all that changes live is in the desired-state do
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -34,7 +34,7 @@ class PodConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, r
     """/healthz, /readyz, /metrics"""
     drain_seconds: Annotated[float, Meta(ge=0)] = 30.0
     max_metric_tenants: Annotated[int, Meta(ge=1)] = 500
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
 def load(path: str | Path) -> PodConfig:

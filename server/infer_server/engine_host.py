@@ -12,16 +12,20 @@ import os
 import socket
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from infer_engine.config import EngineConfig
-from infer_engine.engine import InferenceEngine
 from infer_engine.errors import ConfigError, InferEngineError, ModelLoadError
+from infer_engine.model.source import inspect_checkpoint, resolve_model
 from infer_engine.request import Event, FinishedEvent, SamplingParams, TokensEvent
 from infer_server import ipc
 from infer_server.config import PodConfig
+
+if TYPE_CHECKING:
+    from infer_engine.engine import InferenceEngine
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +38,15 @@ READ_BYTES = 1 << 18
 
 
 def run(config: PodConfig, link_fd: int) -> int:
-    link = socket.socket(fileno=link_fd)
-    outbox = Outbox(link)
     try:
-        engine = InferenceEngine(config.model, EngineConfig.from_mapping(config.engine), on_step_end=outbox.flush)
+        engine_config = EngineConfig.from_mapping(config.engine)
+        inspect_checkpoint(resolve_model(config.model))
+        # Only now: torch takes seconds to load, and what is wrong above is said at once
+        from infer_engine.engine import InferenceEngine
+
+        link = socket.socket(fileno=link_fd)
+        outbox = Outbox(link)
+        engine = InferenceEngine(config.model, engine_config, on_step_end=outbox.flush)
         ready = _ready(config.model_name, engine)
     except (ConfigError, ModelLoadError) as error:
         log.error("the model can't be served: %s", error)

@@ -1,6 +1,6 @@
 """The gateway process: puts the parts together, follows the store, obeys the supervisor and SIGTERM.
 
-In flow the pod's configuration and the control socket; it returns the exit status.
+In flow the pod's configuration and the control socket; out flows the exit status.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
+from infer_engine.errors import ConfigError
 from infer_server import ipc
 from infer_server.config import PodConfig
 from infer_server.contract.store import DocumentStore
@@ -21,35 +22,45 @@ from infer_server.gateway.follower import Follower
 from infer_server.gateway.gateway import Gateway
 from infer_server.gateway.leases import Leases
 from infer_server.gateway.links import Control
-from infer_server.gateway.namespaces import NamespaceMinter
+from infer_server.gateway.namespaces import NamespaceKeyError, NamespaceMinter
 from infer_server.gateway.request_task import Services
 from infer_server.metrics import Metrics
+from infer_server.quota.connection import connect
 from infer_server.quota.store import QuotaStore
 
 log = logging.getLogger(__name__)
 
+EXIT_CONFIG = 2
 TOKENIZER_THREADS = 2
+STORE_SECONDS = 0.25
+"""For one attempt of a quota call, of which there are two."""
 
 
 def run(config: PodConfig, control_fd: int) -> int:
-    """Until SIGTERM (drained: 0) or the loss of the supervisor (1)."""
-    import uvloop  # its import costs; the other processes of the pod never need it
+    """0 after SIGTERM, drained; 1 when the supervisor is lost; 2 when the configuration can't be used."""
+    import uvloop  # the other processes of the pod never need it
 
-    return uvloop.run(_run(config, socket.socket(fileno=control_fd)))
+    try:
+        return uvloop.run(_run(config, socket.socket(fileno=control_fd)))
+    except (ConfigError, NamespaceKeyError, OSError) as error:
+        log.error("the gateway can't start: %s", error)
+        return EXIT_CONFIG
 
 
 async def _run(config: PodConfig, control_sock: socket.socket) -> int:
     minter = NamespaceMinter.from_file(config.namespace_key_file)
+    connection = connect(config.store_url, timeout_seconds=STORE_SECONDS)
+    quota = QuotaStore(connection)  # gives the store its functions with the first call: it may be away now
     documents = DocumentStore(config.store_url, config.namespace, config.deployment)
-    with ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer") as pool:
-        try:
-            async with QuotaStore.open(config.store_url) as quota:
-                process = GatewayProcess(config, control_sock, minter, documents, quota, pool)
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    asyncio.get_running_loop().add_signal_handler(number, process.stop)
-                return await process.run()
-        finally:
-            await documents.close()
+    try:
+        with ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer") as pool:
+            process = GatewayProcess(config, control_sock, minter, documents, quota, pool)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, process.stop)
+            return await process.run()
+    finally:
+        await documents.close()
+        await connection.client.aclose()
 
 
 class GatewayProcess:

@@ -70,7 +70,7 @@ def test_min_p_is_relative_to_the_best() -> None:
 @pytest.mark.parametrize("params", [{"top_p": 0.999}, {"min_p": 1e-6}, {"top_k": 2000}])
 def test_a_flat_distribution_has_more_candidates_than_the_short_list(params: dict[str, Any]) -> None:
     logits = torch.zeros(1, VOCAB_SIZE)
-    assert len(draw(logits, 2000, **params)) > 1024 * 0.8
+    assert len(draw(logits, 3000, **params)) > 2 * 512
 
 
 def test_filters_must_all_be_passed() -> None:

@@ -40,8 +40,8 @@ class Node:
         self.root = root
         self.lock_ref = lock_ref
         self.children: dict[bytes, Node] = {}
-        self.older: Node = self
-        self.newer: Node = self
+        self.older: Node = parent  # written by the eviction order, like `newer`
+        self.newer: Node = parent
 
     @property
     def end_idx(self) -> int:
@@ -99,6 +99,8 @@ class LruRing:
         newer = node.newer
         older.newer = newer
         newer.older = older
+        # A link left behind would keep the neighbour in memory after its eviction, and through it all that were evicted since.
+        node.older = node.newer = self._end
 
     def touch(self, node: Node) -> None:
         """`node`, unlocked before and after, was used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from array import array
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import pytest
 
 import infer_engine.cache
 from infer_engine.cache import InsertResult, RadixCache, RadixKey
+from infer_engine.cache.node import Node
 from infer_engine.errors import RejectedError, StaleHandleError
 
 Put = Callable[..., InsertResult]
@@ -197,6 +199,27 @@ def test_the_same_prompt_twice_in_one_batch_frees_each_duplicate_once(cache: Rad
         cache.unlock(match.handle)
     assert duplicates == array("i", [4, 5, 6, 7])
     cache.check_integrity()
+
+
+def test_neither_a_lock_nor_a_stale_handle_keeps_evicted_nodes_in_memory(cache: RadixCache, put: Put) -> None:
+    held, stale = put("ab", 10).handle, put("cd", 20).handle
+    put("ef", 30)
+    cache.lock(held)
+    gc.collect()
+    gc.disable()  # so that what is freed is freed by its last reference
+    try:
+        num_before = count_nodes()
+        for number in range(50):
+            put(f"{number:02}", 100)
+            cache.evict(2)
+        assert count_nodes() - num_before <= 1
+    finally:
+        gc.enable()
+    assert not cache.is_live(stale)
+
+
+def count_nodes() -> int:
+    return sum(type(thing) is Node for thing in gc.get_objects())
 
 
 def test_the_public_names_are_complete() -> None:

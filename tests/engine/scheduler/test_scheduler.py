@@ -112,7 +112,7 @@ def test_when_slots_run_out_the_youngest_is_preempted_and_loses_no_token(
     assert loop.stats.snapshot().preemptions > 0
     for index, prompt in enumerate(prompts):
         assert loop.tokens[index] == continuation(prompt, 40, ignore_eos=True)
-    assert sorted(loop.finished, key=list(loop.finished).index)[0] == 0, "the oldest ends first"
+    assert next(iter(loop.finished)) == 0, "the oldest ends first"
     stats = loop.stats.snapshot()
     assert (stats.cache_hits, stats.cache_misses) == (0, 63), "recomputation is not the callers'"
     assert all(loop.cached(index) == 0 for index in range(3))
@@ -124,6 +124,18 @@ def test_preempted_requests_come_back_in_their_old_order(stepper: Make, greedy: 
         loop.submit([number, *range(14)], greedy(16))
     loop.run()
     assert list(loop.finished) == [0, 1, 2, 3, 4]
+
+
+def test_what_runs_keeps_room_to_grow_when_others_are_admitted(stepper: Make, greedy: Make) -> None:
+    loop = stepper(num_slots=40)
+    loop.submit(PROMPT[:20], greedy(10))
+    loop.step()
+    loop.submit(
+        list(range(60, 79)), greedy(2)
+    )  # 19 slots are free at the next step, and the first one wants one of them
+    loop.run()
+    assert list(loop.finished) == [0, 1]
+    assert loop.stats.snapshot().preemptions == 0
 
 
 def test_a_lone_request_that_cannot_grow_ends_with_what_it_has(stepper: Make, continuation: Make, greedy: Make) -> None:

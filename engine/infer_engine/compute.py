@@ -1,0 +1,56 @@
+"""The only place that calls the model: from a scheduled batch to logits, and from logits to tokens.
+
+In: a ScheduledBatch. Out: one entry per sequence, a token or why there is none. The model is behind a mutex, as it may be a
+caller's object that other threads use, too.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from infer_engine.errors import InferEngineError
+from infer_engine.memory.kv_pool import KVPool
+from infer_engine.model.protocol import RaggedModel
+from infer_engine.model.sampler import SampledToken, Sampler
+from infer_engine.scheduler.batch import ScheduledBatch
+
+NOT_FINITE = SampledToken(
+    -1, error=InferEngineError("the model's logits for this prompt are not finite numbers", code="non_finite_logits")
+)
+
+
+class Compute:
+    def __init__(self, model: RaggedModel, pool: KVPool, sampler: Sampler) -> None:
+        self._model = model
+        self._model_mutex = threading.Lock()
+        self._pool = pool
+        self._sampler = sampler
+
+    def forward(self, batch: ScheduledBatch) -> torch.Tensor:
+        """Logits [num_sequences, vocab_size] of each sequence's last token in this step."""
+        with self._model_mutex, torch.inference_mode():
+            return self._model.forward(batch.forward, self._pool)
+
+    def sample(self, batch: ScheduledBatch, logits: torch.Tensor) -> list[SampledToken | None]:
+        """One entry per sequence; None where its prompt goes on. Logits of an unfinished chunk only tell that it is sound."""
+        rows = [row for row, work in enumerate(batch.works) if work.samples]
+        states = [batch.works[row].sequence.sampling for row in rows]
+        with torch.inference_mode():
+            if len(rows) == len(batch.works):
+                return list(self._sampler.sample(logits, states))
+            # As the sampler does: the maximum is not finite where a logit is NaN or +inf, or where all are -inf
+            is_finite: list[bool] = torch.isfinite(logits.amax(dim=-1)).tolist()
+            result: list[SampledToken | None] = [None if finite else NOT_FINITE for finite in is_finite]
+            for row, token in zip(rows, self._sampler.sample(logits[rows], states), strict=True):
+                result[row] = token
+        return result
+
+
+def model_failure(error: Exception) -> InferEngineError:
+    """What a caller is told. The error's own text may show another tenant's data, so it goes to the log only."""
+    return InferEngineError(
+        f"the model failed while it computed this request's batch ({type(error).__name__}); the engine's log has the details",
+        code="model_failed",
+    )

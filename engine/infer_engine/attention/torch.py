@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -37,7 +38,9 @@ class RaggedAttention:
         self._pool = pool
         self._device = pool.device
         self._out_slots = torch.tensor(batch.out_slots, dtype=torch.int64, device=pool.device)
-        self._slots = [torch.tensor(slots, device=pool.device) for slots in batch.kv_slots]
+        # One transfer to the device for all sequences
+        all_slots = torch.tensor(np.concatenate(batch.kv_slots), device=pool.device)
+        self._slots = torch.split(all_slots, [len(slots) for slots in batch.kv_slots])
         self._bounds = list(itertools.pairwise(batch.query_start.tolist()))
         self._sequences: dict[int | None, list[_Sequence]] = {}
 

@@ -281,7 +281,7 @@ def test_events_of_one_step_come_before_one_flush(model: Any) -> None:
     assert flushed == [3] * 7 + [6]
 
 
-def test_close_ends_what_runs_and_what_waits(model: Any) -> None:
+def test_close_ends_what_runs_and_what_waits(model: Any, wait_until: Make) -> None:
     finished: list[FinishedEvent] = []
 
     def on_event(event: Any) -> None:
@@ -296,8 +296,7 @@ def test_close_ends_what_runs_and_what_waits(model: Any) -> None:
     assert model.is_running.wait(60)
     closer = threading.Thread(target=engine.close)
     closer.start()
-    while not engine.is_closed:
-        pass
+    wait_until(lambda: engine.is_closed)
     model.may_run.set()
     closer.join()
     engine.close()

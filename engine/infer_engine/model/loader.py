@@ -26,7 +26,7 @@ from infer_engine.model.source import Checkpoint, digest_checkpoint, inspect_che
 from infer_engine.model.tokenizer import Tokenizer
 from infer_engine.model.transformers import TransformersModel
 
-__all__ = ["LoadedModel", "Model", "check_sizes", "load_model", "max_model_len", "resolve_model"]
+__all__ = ["LoadedModel", "Model", "check_sizes", "load_model", "resolve_model"]
 
 Model = str | Path | PreTrainedModel | CacheAwareModel | RaggedModel
 
@@ -66,11 +66,6 @@ def check_sizes(config: EngineConfig, info: ModelInfo) -> None:
         given = getattr(config, name)
         if given is not None and given != actual:
             raise ConfigError(f"{name}: got {given}; the model {info.name} has {actual} (leave it out to read it)")
-
-
-def max_model_len(config: EngineConfig, info: ModelInfo) -> int:
-    """Prompt and output together: the model's limit, or the configuration's where that is less."""
-    return info.max_model_len if config.max_model_len is None else min(config.max_model_len, info.max_model_len)
 
 
 def _load_directory(directory: Path, config: EngineConfig) -> LoadedModel:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from infer_engine.config import EngineConfig
 from infer_engine.errors import ConfigError, ModelLoadError
-from infer_engine.model.loader import check_sizes, load_model, max_model_len, resolve_model
+from infer_engine.model.loader import check_sizes, load_model, resolve_model
 
 CPU = EngineConfig(device="cpu")
 
@@ -164,9 +164,6 @@ def test_sizes_in_the_configuration_must_be_the_model_s(directory: Path) -> None
         check_sizes(EngineConfig(num_layers=4), info)
     with pytest.raises(ConfigError, match=r"kv_dim: got 15"):
         check_sizes(EngineConfig(kv_dim=15), info)
-    assert max_model_len(EngineConfig(), info) == 256
-    assert max_model_len(EngineConfig(max_model_len=100), info) == 100
-    assert max_model_len(EngineConfig(max_model_len=1000), info) == 256
 
 
 def test_cuda_where_there_is_none(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

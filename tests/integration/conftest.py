@@ -158,7 +158,8 @@ class Pod:
         for pid in children:
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                names[int(pid)] = {b"gateway": "gateway", b"engine": "engine"}.get(words[3], "front")
+                if len(words) > 3:  # else it has just ended
+                    names[int(pid)] = {b"gateway": "gateway", b"engine": "engine"}.get(words[3], "front")
         return names
 
     def kill(self, name: str) -> None:

@@ -95,7 +95,22 @@ def test_a_killed_front_disturbs_its_own_tenant_only(pod):
         assert acme.generate("hello", max_tokens=2, ignore_eos=True).usage.output_tokens == 2
         assert next(undisturbed).token_ids
         undisturbed.close()
-    assert nothing_live(pod, "acme").day.reserved == 0
+    for tenant in ("acme", "beta"):
+        assert nothing_live(pod, tenant).day.reserved == 0
+
+
+def test_a_killed_gateway_comes_back_with_all_that_hangs_on_it(pod):
+    with pod.client("beta") as beta:
+        stream = beta.stream("hello", **LONG)
+        next(stream)
+        pod.kill("gateway")
+        with pytest.raises(Retryable):
+            for _ in stream:
+                pass
+        pod.until(lambda: not pod.is_ready())
+        pod.wait_ready()
+        assert beta.generate("hello", max_tokens=2, ignore_eos=True).usage.output_tokens == 2
+    assert pod.usage("beta").live == 1  # nobody can settle it any more: it is held until its lease expires
 
 
 def test_a_drained_pod_finishes_what_runs_and_takes_nothing_new(pod):

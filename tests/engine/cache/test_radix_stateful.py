@@ -22,6 +22,7 @@ NUM_SLOTS = 40
 NAMESPACES = ("", "tenant-1", "tenant-2")
 
 namespaces = st.sampled_from(NAMESPACES)
+picks = st.integers(0, NUM_SLOTS)
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=10)
 
 
@@ -192,12 +193,19 @@ class CacheMachine(RuleBasedStateMachine):
             num_existing = self._insert(namespace, tokens, slots).num_existing
             self.allocator.free(slots[:num_existing])
 
-    @rule(num_tokens=st.integers(-1, NUM_SLOTS + 1))
+    @rule(pick=picks, tokens=prompts)
+    def branch_off_something_cached(self, pick: int, tokens: list[int]) -> None:
+        namespace, prefix = self._pick(pick)
+        self.insert_without_a_lock(namespace, [*prefix, *tokens])
+
+    @rule(num_tokens=st.sampled_from([-1, 0, 1, 1, 2, 3, 5, NUM_SLOTS + 1]))
     def evict(self, num_tokens: int) -> None:
         self._evict(num_tokens)
 
-    @rule(namespace=namespaces)
-    def drop_namespace(self, namespace: str) -> None:
+    @rule(namespace=st.sampled_from([*NAMESPACES, *[None] * 6]))
+    def drop_namespace(self, namespace: str | None) -> None:
+        if namespace is None:
+            return  # most of the time: a tree needs time to grow
         freed = self.cache.drop_namespace(namespace)
         assert sorted(freed) == sorted(self.oracle.drop(namespace))
         self.allocator.free(freed)
@@ -213,6 +221,11 @@ class CacheMachine(RuleBasedStateMachine):
         assert list(match.slots) == [token.slot for token in path]
         assert match.num_tokens == match.handle.num_tokens == len(path)
         return Held(match.handle, path, self.oracle.num_drops[namespace])
+
+    @rule(target=looks, pick=picks)
+    def look_at_something_cached(self, pick: int) -> Held:
+        namespace, prefix = self._pick(pick)
+        return self.look(namespace, list(prefix))
 
     @rule(held=looks)
     def lock(self, held: Held) -> None:
@@ -302,6 +315,10 @@ class CacheMachine(RuleBasedStateMachine):
         assert not self.cache._dropped_roots
 
     # The engine's side of each verb; all that is freed goes back to the allocator, which knows a double free.
+
+    def _pick(self, pick: int) -> tuple[str, tuple[int, ...]]:
+        prefixes = [*self.oracle.tokens, ("", ())]
+        return prefixes[pick % len(prefixes)]
 
     def _admit(self, namespace: str, tokens: list[int], lock_at_once: bool) -> Request:
         match = self.cache.match_prefix(RadixKey.with_namespace(tokens, namespace), lock=lock_at_once)

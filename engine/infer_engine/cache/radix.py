@@ -4,19 +4,20 @@ In: tokens with their namespace, the slots that a request filled, and how many t
 owns every slot it took in until `evict`, `drop_namespace` or `unlock` returns it; the caller gives those to the allocator.
 It exists so that a prompt's prefix is computed once. Pure bookkeeping: no tensor is touched here.
 
-Not thread-safe: the engine serialises calls. Adapted from RadixAttention (SGLang, arXiv:2312.07104).
+Not thread-safe: the engine serialises calls. After RadixAttention (SGLang, arXiv:2312.07104).
 
 A request's slots are in position order. With a handle `h` that it holds and n tokens computed:
 
     [0, h.num_tokens)  the tree's, locked      [h.num_tokens, n)  the request's own
 
-and handing them over is four steps, with no other call between them:
+It hands its own over like this, with no other call between:
 
-    if cache.is_live(h):                                # else: its namespace was dropped; insert nothing
-        r = cache.insert(key, slots)                    # the tree takes slots[r.num_existing:]
-        duplicates = slots[h.num_tokens:r.num_existing] # the request's own, to be freed ...
-        slots = cache.slots(r.handle)                   # ... after it reads the tree's instead
-    freed = cache.unlock(h)                             # usually empty; see `unlock`
+    if cache.is_live(h):                                  # else its namespace was dropped: it keeps its own, inserts nothing
+        cache.unlock(h)                                   # first, so that a leaf that only it holds grows in place
+        r = cache.insert(key, slots)                      # the tree takes slots[r.num_existing:]
+        cache.lock(r.handle)                              # if the request goes on
+        duplicates = slots[h.num_tokens:r.num_existing]   # still the request's: to be freed ...
+        slots = cache.slots(r.handle)                     # ... as it reads the tree's from here on
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class RadixCache:
             if node.lock_ref == 0:
                 order.remove(node)
                 num_locked += len(node.slots)
-            node.lock_ref += 1
+            node.lock_ref += 1  # up to the root: keeps I4
             node = node.parent
         root.lock_ref += 1
         root.num_protected_tokens += num_locked
@@ -321,7 +322,7 @@ class RadixCache:
     def _touch_path(self, node: Node) -> None:
         root = node.root
         touch = root.order.touch
-        while node.lock_ref == 0 and node is not root:  # above a locked node all are locked (I4)
+        while node.lock_ref == 0 and node is not root:  # above a locked node all are locked (I4); leaf first keeps I6
             touch(node)
             node = node.parent
 
@@ -346,14 +347,14 @@ class RadixCache:
         return freed
 
     def _retire_if_empty(self, root: Root) -> None:
-        if not root.children and root.lock_ref == 0:
+        if not root.children and root.lock_ref == 0:  # keeps I5
             del self._roots[root.namespace]
             self._remember_counter(root)
 
     def _remember_counter(self, root: Root) -> None:
         if root.num_evicted_tokens:
             self._evicted_before[root.namespace] = root.num_evicted_tokens
-            if len(self._evicted_before) > MAX_REMEMBERED_COUNTERS:
+            if len(self._evicted_before) > MAX_REMEMBERED_COUNTERS:  # keeps I8
                 del self._evicted_before[next(iter(self._evicted_before))]
 
 

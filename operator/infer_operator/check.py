@@ -39,11 +39,16 @@ def _check(value: object, kind: inspect.Type, path: str) -> Iterator[str]:
     if isinstance(kind, inspect.Metadata):
         extra = (kind.extra_json_schema or {}).get("description", "")
         kind = kind.type
-    if isinstance(kind, inspect.UnionType):  # only `X | None` occurs here
-        if value is None:
+    if isinstance(kind, inspect.UnionType):
+        members = [member for member in kind.types if not isinstance(member, inspect.NoneType)]
+        if value is None and len(members) < len(kind.types):
             return
-        kind = next(member for member in kind.types if not isinstance(member, inspect.NoneType))
-        yield from _check(value, kind, path)
+        if len(members) == 1:
+            yield from _check(value, members[0], path)
+        elif all(list(_check(value, member, path)) for member in members):  # alternatives have one description
+            yield f"{path}: got {shown(value)}; must be {extra}"
+    elif isinstance(kind, inspect.AnyType):
+        yield from _check_any(value, path)
     elif isinstance(kind, inspect.StructType):
         yield from _check_struct(value, kind, path)
     elif isinstance(kind, inspect.VarTupleType):
@@ -84,12 +89,30 @@ def _check_list(value: object, kind: inspect.VarTupleType, path: str) -> Iterato
 
 def _check_dict(value: object, kind: inspect.DictType, path: str) -> Iterator[str]:
     if not isinstance(value, dict):
-        yield f"{path}: got {shown(value)}; must be a mapping of strings"
+        yield f"{path}: got {shown(value)}; must be {_describe_any(kind)}"
         return
+    if kind.max_length is not None and len(value) > kind.max_length:
+        yield f"{path}: got {len(value)} entries; must be at most {kind.max_length}"
     for name, item in value.items():
         if not isinstance(name, str):
             yield f"{_join(path, name)}: the name {shown(name)} must be a string"
         yield from _check(item, kind.value_type, _join(path, name))
+
+
+def _check_any(value: object, path: str) -> Iterator[str]:
+    """Whatever JSON can say. YAML can say more: dates, numbers without end, keys that are no text."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                yield f"{_join(path, name)}: the name {shown(name)} must be a string"
+            yield from _check_any(item, _join(path, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _check_any(item, f"{path}[{index}]")
+    elif not (
+        value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value))
+    ):
+        yield f"{path}: got {shown(value)}; must be a string (in quotes), a number, true, false or null"
 
 
 def _join(path: str, name: object) -> str:
@@ -131,7 +154,7 @@ def _describe_any(kind: inspect.Type) -> str:
     if isinstance(kind, inspect.VarTupleType):
         return f"a list of {kind.min_length or 0} to {kind.max_length}"
     if isinstance(kind, inspect.DictType):
-        return "a mapping of strings"
+        return "a mapping" if isinstance(kind.value_type, inspect.AnyType) else "a mapping of strings"
     return _describe(kind, UNSET)
 
 

@@ -1,7 +1,12 @@
-"""Ports of tenant endpoints: who needs one and which are taken in, who gets which out. Pure, but for `claim`."""
+"""Ports of tenant endpoints: who needs one and which are taken in, who gets which out. Pure, but for `claim`.
+
+On a cluster also slots: ready pods in, the slots of each out. Pure.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 from collections.abc import Callable, Iterable, Mapping
 
 PORTS = range(20000, 21000)
@@ -38,3 +43,31 @@ def allocate(
             )
         given[name] = port
     return given
+
+
+# --- slots: which pods a tenant's Service leads to ----------------------------------------------------------------------
+SLOTS = 64
+PODS_PER_SLOT = 2
+
+
+def slot_of(tenant_uid: str) -> int:
+    """The same for a tenant's whole life, spread evenly over all slots."""
+    return int.from_bytes(_hash(tenant_uid)) % SLOTS
+
+
+def assign_slots(pods: Iterable[str], pods_per_slot: int = PODS_PER_SLOT) -> dict[str, frozenset[int]]:
+    """Each ready pod's slots, by its uid: rendezvous hashing (Thaler and Ravishankar, 1998).
+
+    A slot's pods are the `pods_per_slot` of the highest hash of slot and pod. So a pod that comes or goes changes only the slots
+    that it has; all other tenants stay where their caches are. The answer depends on the set alone, not on its order.
+    """
+    ready = sorted(set(pods))
+    slots: dict[str, set[int]] = {pod: set() for pod in ready}
+    for slot in range(SLOTS):
+        for pod in heapq.nlargest(pods_per_slot, ready, key=lambda pod: _hash(f"{slot}/{pod}")):
+            slots[pod].add(slot)
+    return {pod: frozenset(numbers) for pod, numbers in slots.items()}
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()

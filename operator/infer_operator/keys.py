@@ -29,3 +29,8 @@ def namespace_key() -> str:
 
 def uid() -> str:
     return str(uuid.uuid4())
+
+
+def password() -> str:
+    """Fit for a URL without escapes."""
+    return secrets.token_hex(24)

@@ -1,11 +1,15 @@
 """The InferenceDeployment: YAML in, frozen structs out, or every mistake in it, a line each.
 
-The same file is applied to a cluster (`kubectl apply -f`) and run on one machine (`inferengine up -f`).
+The same file is applied to a cluster (`kubectl apply -f`) and run on one machine (`inferengine up -f`). What only a cluster has a
+use for is accepted on one machine, too, and told (`without_effect_here`).
+
+manifests/crds/inferencedeployments.yaml says the same in the API server's words: a test walks both, field by field, and
+rules.py has what no single field shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +17,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from infer_operator import check
+from infer_operator import check, rules
 from infer_server.contract.document import Name, QuotaLimits
 
 API_VERSION = "inferengine.dev/v1alpha1"
@@ -22,6 +26,14 @@ MAX_FILE_BYTES = 1 << 20
 
 Count = Annotated[int, Meta(ge=1, le=2**53)]
 Text = Annotated[str, Meta(min_length=1, max_length=1024, description="a text of 1 to 1024 characters")]
+DeploymentName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z]([-a-z0-9]{0,23}[a-z0-9])?$",
+        description="a DNS label of at most 25 characters, a letter first",
+    ),
+]
+"""Services are named after it, and their names begin with a letter."""
 KubernetesName = Annotated[
     str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="a DNS label of at most 63 characters")
 ]
@@ -34,16 +46,53 @@ ModelName = Annotated[
 ]
 
 
+ObjectName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$",
+        description="the name of an object: 1 to 253 lower-case letters, digits and - .",
+    ),
+]
+SecretKey = Annotated[
+    str, Meta(pattern=r"^[-._a-zA-Z0-9]{1,253}$", description="a key of a Secret: 1 to 253 letters, digits and - _ .")
+]
+ResourceName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+        description="an extended resource such as nvidia.com/gpu",
+    ),
+]
+Quantity = Annotated[
+    Annotated[int, Meta(ge=0, le=2**53)]
+    | Annotated[str, Meta(pattern=r"^[0-9]{1,15}([.][0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")],
+    Meta(description='a Kubernetes quantity such as 2, "500m" or 16Gi (a fraction in quotes)'),
+]
+Port = Annotated[int, Meta(ge=1024, le=65535)]
+Seconds = Annotated[int, Meta(ge=1, le=3600)]
+Strings = Annotated[dict[str, Annotated[str, Meta(max_length=4096)]], Meta(max_length=64)]
+Object = dict[str, Any]
+"""A part of a pod or a policy in Kubernetes' own words: the API server checks it when the object is made."""
+Objects = Annotated[tuple[Object, ...], Meta(max_length=64)]
+
+
 class _Fields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     """What all parts of the resource have in common: frozen, and camelCase in YAML."""
 
 
 class Metadata(_Fields, frozen=True, kw_only=True):
-    name: Name
+    name: DeploymentName
     namespace: KubernetesName | None = None
     """Where it lives on a cluster. On one machine the namespace is always `local`."""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
+
+
+class SecretKeyRef(_Fields, frozen=True, kw_only=True):
+    """An entry of a Secret in the resource's namespace."""
+
+    name: ObjectName
+    key: SecretKey
 
 
 class ModelSpec(_Fields, frozen=True, kw_only=True):
@@ -56,11 +105,15 @@ class ModelSpec(_Fields, frozen=True, kw_only=True):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: Count | None = None
     """Prompt and output together, in tokens; absent: the model's own limit."""
+    credentials_secret_ref: SecretKeyRef | None = None
+    """A token for the hub of an hf:// model."""
 
 
 class EngineSpec(_Fields, frozen=True, kw_only=True):
     """The engine's limits and sizes. The defaults are the engine's own; a contract test compares them."""
 
+    image: Text | None = None
+    """Of the pods; absent: the operator's choice, which fits its own version."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_batch_size: Count = 32
     max_queue_size: Count = 256
@@ -80,10 +133,125 @@ class TenantSpec(_Fields, frozen=True, kw_only=True):
     quota: QuotaLimits = QuotaLimits()
 
 
+class ResourcesSpec(_Fields, frozen=True, kw_only=True):
+    """Of the container that serves, in each pod."""
+
+    requests: Annotated[dict[str, Quantity], Meta(max_length=16)] = {}
+    limits: Annotated[dict[str, Quantity], Meta(max_length=16)] = {}
+
+
+class AcceleratorSpec(_Fields, frozen=True, kw_only=True):
+    """Each pod gets one: a pod has one engine, an engine has one device."""
+
+    resource_name: ResourceName
+
+
+class SchedulingSpec(_Fields, frozen=True, kw_only=True):
+    """Where the pods may run; the fields of a pod's spec."""
+
+    node_selector: Strings = {}
+    tolerations: Objects = ()
+    affinity: Object = {}
+    topology_spread_constraints: Objects = ()
+    priority_class_name: ObjectName | None = None
+    runtime_class_name: ObjectName | None = None
+
+
+class ModelCacheSpec(_Fields, frozen=True, kw_only=True):
+    """Where pods keep what they fetched or converted; absent: a directory that lives as long as the pod."""
+
+    claim_name: ObjectName | None = None
+    """A PersistentVolumeClaim that all pods share; with several nodes its access mode is ReadWriteMany."""
+    size_limit: Quantity | None = None
+    """Of the pod's own directory."""
+
+
+class PortRange(_Fields, frozen=True, kw_only=True):
+    first: Port = 20000
+    last: Port = 20999
+
+
+class EndpointsSpec(_Fields, frozen=True, kw_only=True):
+    """The Service of each tenant, and the ports of the pods behind them."""
+
+    service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    annotations: Strings = {}
+    port_range: PortRange = PortRange()
+    """Tenants keep the ports they have when it changes; a port stays unused for ten minutes after its tenant left."""
+
+
+class StorageSpec(_Fields, frozen=True, kw_only=True):
+    size: Quantity
+    storage_class_name: ObjectName | None = None
+    """absent: the cluster's default"""
+
+
+class EmbeddedStoreSpec(_Fields, frozen=True, kw_only=True):
+    storage: StorageSpec | None = None
+    """Absent: what tenants used is forgotten when the store's pod leaves its node; limits and tenants are not."""
+
+
+class QuotaStoreSpec(_Fields, frozen=True, kw_only=True):
+    """A store of the deployment's own, or one that is there already."""
+
+    embedded: EmbeddedStoreSpec | None = None
+    url_secret_ref: SecretKeyRef | None = None
+    """redis:// or rediss:// URL of a Redis or Valkey, with its password."""
+
+
+class DrainSpec(_Fields, frozen=True, kw_only=True):
+    seconds: Annotated[int, Meta(ge=0, le=3600)] = 30
+    """How long running requests may go on after a pod was told to end."""
+
+
+class DisruptionSpec(_Fields, frozen=True, kw_only=True):
+    """How many pods may be away at once."""
+
+    max_unavailable: Annotated[int, Meta(ge=1, le=1000)] = 1
+    """While nodes are drained, and during a rollout without surge."""
+    max_surge: Annotated[int, Meta(ge=0, le=1000)] = 1
+    """Pods beyond `replicas` during a rollout. 0 where there is no spare accelerator: then old pods go first."""
+
+
+class ProbesSpec(_Fields, frozen=True, kw_only=True):
+    startup_seconds: Seconds = 120
+    """How long the processes of a pod may take to answer at all; loading the model doesn't count."""
+    period_seconds: Seconds = 5
+    timeout_seconds: Seconds = 3
+    failure_threshold: Annotated[int, Meta(ge=1, le=100)] = 6
+    """So many failures in a row restart a pod."""
+
+
+class NetworkPolicySpec(_Fields, frozen=True, kw_only=True):
+    """What may reach the pods and what they may reach; everything else is closed."""
+
+    enabled: bool = True
+    clients: Objects = ()
+    """Peers (as in a NetworkPolicy) that may connect to tenants' endpoints; none: everybody, who still needs a key."""
+    scrapers: Objects = ()
+    """Peers that may read the metrics; none: everybody in the cluster."""
+    egress: Objects = ()
+    """More egress rules, such as one for a hub that isn't on port 443."""
+
+
 class DeploymentSpec(_Fields, frozen=True, kw_only=True):
     model: ModelSpec
     tenants: Annotated[tuple[TenantSpec, ...], Meta(min_length=1, max_length=256)]
     engine: EngineSpec = EngineSpec()
+    replicas: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    """Absent: 1, and an autoscaler may own the Deployment's number."""
+    resources: ResourcesSpec = ResourcesSpec()
+    accelerator: AcceleratorSpec | None = None
+    scheduling: SchedulingSpec = SchedulingSpec()
+    pod_template: Object = {}
+    """Merged over the pods' own template: maps by key, containers, volumes and variables by name; null removes."""
+    model_cache: ModelCacheSpec = ModelCacheSpec()
+    endpoints: EndpointsSpec = EndpointsSpec()
+    quota_store: QuotaStoreSpec = QuotaStoreSpec()
+    drain: DrainSpec = DrainSpec()
+    disruption: DisruptionSpec = DisruptionSpec()
+    probes: ProbesSpec = ProbesSpec()
+    network_policy: NetworkPolicySpec = NetworkPolicySpec()
 
 
 class InferenceDeployment(_Fields, frozen=True, kw_only=True):
@@ -134,44 +302,52 @@ def convert(value: Any) -> InferenceDeployment:
     if errors:
         raise SpecError(errors)
     deployment = msgspec.convert(value, InferenceDeployment)
-    errors = list(_contradictions(deployment.spec))
+    errors = list(rules.contradictions(deployment.spec))
     if errors:
         raise SpecError(errors)
     return deployment
 
 
-def _contradictions(spec: DeploymentSpec) -> Iterator[str]:
-    """What no single field shows."""
-    yield from _uri_mistakes(spec.model)
-    engine = spec.engine
-    if engine.chunked_prefill_tokens < engine.max_batch_size:
-        yield (
-            f"spec.engine.chunkedPrefillTokens: got {engine.chunked_prefill_tokens}; "
-            f"must be at least maxBatchSize ({engine.max_batch_size})"
-        )
-    first: dict[str, int] = {}
-    for index, tenant in enumerate(spec.tenants):
-        path = f"spec.tenants[{index}]"
-        before = first.setdefault(tenant.name, index)
-        if before != index:
-            yield f'{path}.name: got "{tenant.name}", as spec.tenants[{before}] has; must be unique'
-        quota = tenant.quota
-        if quota.requests_burst is not None and quota.requests_per_minute is None:
-            yield f"{path}.quota.requestsBurst: got {quota.requests_burst}; must come with requestsPerMinute"
-        if quota.tokens_burst is not None and quota.tokens_per_minute is None:
-            yield f"{path}.quota.tokensBurst: got {quota.tokens_burst}; must come with tokensPerMinute"
+def from_server(value: dict[str, Any]) -> InferenceDeployment:
+    """An object of the API server, without the parts that it added: its status, and most of the metadata. Raises SpecError."""
+    metadata = {name: value["metadata"][name] for name in Metadata.__struct_fields__ if name in value["metadata"]}
+    return convert(
+        {name: value[name] for name in ("apiVersion", "kind", "spec") if name in value} | {"metadata": metadata}
+    )
 
 
-def _uri_mistakes(model: ModelSpec) -> Iterator[str]:
-    scheme, separator, rest = model.uri.partition("://")
-    known = separator and scheme in ("package", "hf") and rest
-    if not known and not model.uri.startswith("/"):
-        allowed = "an absolute directory, package://MODULE/FILE or hf://ORG/NAME"
-        yield f"spec.model.uri: got {check.shown(model.uri)}; must be {allowed}"
-    if model.revision is not None and not model.uri.startswith("hf://"):
-        yield f"spec.model.revision: got {check.shown(model.revision)}; must be absent: only hf:// models have revisions"
-    elif model.revision is not None and "@" in model.uri:
-        yield f"spec.model.revision: got {check.shown(model.revision)}; must be absent where the uri names one with @"
+CLUSTER_ONLY = (
+    "model.credentialsSecretRef",
+    "engine.image",
+    "replicas",
+    "resources",
+    "accelerator",
+    "scheduling",
+    "podTemplate",
+    "modelCache",
+    "endpoints.serviceType",
+    "endpoints.annotations",
+    "quotaStore",
+    "disruption",
+    "probes",
+    "networkPolicy",
+)
+
+
+def without_effect_here(deployment: InferenceDeployment) -> list[str]:
+    """Fields of the spec that were set and mean nothing on one machine."""
+    given, default = (
+        msgspec.to_builtins(spec)
+        for spec in (deployment.spec, DeploymentSpec(model=deployment.spec.model, tenants=deployment.spec.tenants))
+    )
+    default["model"] = default["model"] | {"credentialsSecretRef": None}
+    return [f"spec.{path}" for path in CLUSTER_ONLY if _at(given, path) != _at(default, path)]
+
+
+def _at(value: Any, path: str) -> Any:
+    for name in path.split("."):
+        value = value.get(name)
+    return value
 
 
 class _Loader(yaml.SafeLoader):

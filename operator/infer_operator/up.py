@@ -17,14 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from infer_operator import reconcile, spec, table
 from infer_operator.backends import probe
 from infer_operator.backends.local import HOST, NAMESPACE, POD, LocalBackend, is_free
 from infer_operator.backends.process import Process
 from infer_operator.backends.state_dir import StateDir, StateDirError, default_home
-from infer_operator.builders.pod import DRAIN_SECONDS
 from infer_operator.endpoints import PortsExhaustedError
-from infer_operator.state import Key, RemoveTenant, SaveTenant, WriteDocument
+from infer_operator.state import Key, RemoveTenants, SaveTenants, WriteDocument
 from infer_operator.status import Health
 from infer_server.contract.store import DocumentStore, StoreUnavailableError
 
@@ -261,16 +262,18 @@ class Up:
         self._next_resync = time.monotonic() + (TICK_SECONDS if outcome.retry else RESYNC_SECONDS)
         written = [change for change in outcome.changes if isinstance(change, WriteDocument)]
         for change in outcome.changes:
-            if isinstance(change, SaveTenant):
-                access = self._backend.access(self._key, change.record)
-                self._say(f"tenant {change.record.name} added: {access.endpoint}, {access.credentials}")
-            elif isinstance(change, RemoveTenant):
-                self._say(f"tenant {change.record.name} removed")
+            if isinstance(change, SaveTenants):
+                for record in change.records:
+                    access = self._backend.access(self._key, record)
+                    self._say(f"tenant {record.name} added: {access.endpoint}, {access.credentials}")
+            elif isinstance(change, RemoveTenants):
+                for record in change.records:
+                    self._say(f"tenant {record.name} removed")
         if written:
             self._say(f"generation {written[-1].document.version.generation} applied")
         if self._pod.running and self._state.read(POD) != self._pod_config:
             self._say("model or engine settings changed: restarting the pod")
-            await self._pod.stop(DRAIN_SECONDS + 10, self._hurry)
+            await self._pod.stop(self._stop_seconds(), self._hurry)
             self._was_ready = False
             self._pod.failures = 0
             if not self._stopping.is_set():
@@ -315,7 +318,7 @@ class Up:
     async def _drain(self) -> None:
         if self._pod.running:
             self._say("draining: running requests may finish, new ones are refused; once more to stop at once")
-        if not await self._pod.stop(DRAIN_SECONDS + 10, self._hurry):
+        if not await self._pod.stop(self._stop_seconds(), self._hurry):
             self._say("the pod did not end by itself and was killed")
         with contextlib.suppress(OSError, StateDirError, PortsExhaustedError):
             await reconcile.reconcile(self._key, self._backend)
@@ -323,6 +326,10 @@ class Up:
         await self._documents.close()
         await self._store.stop(STORE_STOP_SECONDS, self._hurry)
         self._say("stopped")
+
+    def _stop_seconds(self) -> float:
+        """How long the running pod may take to end: its drain, which is part of what it was started with, and a margin."""
+        return float(msgspec.json.decode(self._pod_config)["drainSeconds"] if self._pod_config else 0) + 10
 
 
 def _content_mark(file: Path) -> bytes:

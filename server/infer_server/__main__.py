@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
@@ -76,14 +77,13 @@ def start(args: argparse.Namespace, config: PodConfig) -> int:
             return run_store(config)
 
 
-def run_store(config: PodConfig) -> int:
+def run_store(config: PodConfig) -> NoReturn:
     from infer_server.quota.embedded import run_embedded
 
     url = urlsplit(config.store_url)
     if url.scheme != "unix" or not url.path.endswith("/store.sock"):
         raise StartError(f"storeUrl: got {config.store_url!r}; an embedded store is at unix:///DIRECTORY/store.sock")
     run_embedded(Path(url.path).parent)
-    return 0
 
 
 if __name__ == "__main__":

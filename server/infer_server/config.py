@@ -20,8 +20,10 @@ class PodConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, r
     model: str
     """URI: a directory, package://…, hf://…"""
     model_name: str
-    store_url: str
+    store_url: str = ""
     """redis://, rediss:// or unix:// URL of the quota store"""
+    store_url_file: str | None = None
+    """instead: a file with the URL in one line, for a URL with a password in it. `load` reads it into store_url."""
     server_key_file: str
     """CURVE secret key of the deployment, Z85, one line"""
     namespace_key_file: str
@@ -39,4 +41,10 @@ class PodConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, r
 
 def load(path: str | Path) -> PodConfig:
     """Raises OSError or msgspec.ValidationError, which names the path of what is wrong."""
-    return msgspec.json.decode(Path(path).read_bytes(), type=PodConfig)
+    config = msgspec.json.decode(Path(path).read_bytes(), type=PodConfig)
+    if (config.store_url == "") == (config.store_url_file is None):
+        raise msgspec.ValidationError("give one of `$.storeUrl` and `$.storeUrlFile`")
+    if config.store_url_file is None:
+        return config
+    url = Path(config.store_url_file).read_text().strip()
+    return msgspec.structs.replace(config, store_url=url, store_url_file=None)

@@ -11,35 +11,34 @@ import msgspec
 
 from infer_operator.state import Key, Resource
 
-DRAIN_SECONDS = 30.0
-"""how long running requests may go on after SIGTERM"""
-
 
 def pod_config(
     key: Key,
     resource: Resource,
     *,
-    store_url: str,
+    store_url: str | None = None,
+    store_url_file: str | None = None,
     server_key_file: str,
     namespace_key_file: str,
     host: str,
     http_port: int,
 ) -> bytes:
-    """JSON, indented for people."""
+    """JSON, indented for people. The store's URL itself, or the file in which pods find it where it holds a password."""
+    store = {"storeUrl": store_url} if store_url_file is None else {"storeUrlFile": store_url_file}
     model = resource.deployment.spec.model
     fields: dict[str, Any] = {
         "namespace": key.namespace,
         "deployment": key.name,
         "model": model.uri if model.revision is None else f"{model.uri}@{model.revision}",
         "modelName": model.name,
-        "storeUrl": store_url,
+        **store,
         "serverKeyFile": server_key_file,
         "namespaceKeyFile": namespace_key_file,
         "engine": engine_config(resource),
         "listenHost": host,
         "httpHost": host,
         "httpPort": http_port,
-        "drainSeconds": DRAIN_SECONDS,
+        "drainSeconds": resource.deployment.spec.drain.seconds,
     }
     return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
 
@@ -47,6 +46,6 @@ def pod_config(
 def engine_config(resource: Resource) -> dict[str, Any]:
     """The fields of the engine's configuration, in its own names; what is absent in the resource is left to the engine."""
     spec = resource.deployment.spec
-    fields = {name: getattr(spec.engine, name) for name in spec.engine.__struct_fields__}
+    fields = {name: getattr(spec.engine, name) for name in spec.engine.__struct_fields__ if name != "image"}
     fields |= {"dtype": spec.model.dtype, "max_model_len": spec.model.max_model_len}
     return {name: value for name, value in fields.items() if value is not None}

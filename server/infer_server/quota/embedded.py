@@ -23,7 +23,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, NoReturn
 
 from infer_engine.errors import ConfigError
 from infer_server.quota.errors import QuotaUnavailable
@@ -40,14 +40,25 @@ def default_directory() -> Path:
     return Path(state) / "inferengine" / "store"
 
 
-def run_embedded(directory: str | Path) -> None:
+def run_embedded(directory: str | Path) -> NoReturn:
     """Replaces this process by the store; returns only by raising. SIGTERM ends it cleanly. For a parent that wants the store
     to end with itself: set PR_SET_PDEATHSIG before; it outlives the exec."""
-    paths = _prepare(Path(directory))
+    _become(_prepare(Path(directory)), [])
+
+
+def run_networked(directory: str | Path, port: int, acl_file: Path) -> NoReturn:
+    """The same on a TCP port, for users that the ACL file names: nobody else gets in."""
+    if not acl_file.is_file():
+        raise ConfigError(f"the store's ACL file {acl_file} is not there: without it anybody could connect")
+    options = ["--port", str(port), "--bind", "*", "-::*", "--protected-mode", "no", "--aclfile", str(acl_file)]
+    _become(_prepare(Path(directory)), options)
+
+
+def _become(paths: _Paths, options: list[str]) -> NoReturn:
     os.umask(0o077)
     lock = _lock(paths)
     os.set_inheritable(lock, True)
-    command = _command(paths)
+    command = [*_command(paths), *options]  # of an option that occurs twice the last counts
     os.execv(command[0], command)
 
 

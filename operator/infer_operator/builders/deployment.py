@@ -1,0 +1,221 @@
+"""The Deployment: a resource in, its pods' template out. Every pod serves every tenant.
+
+The template holds nothing that depends on tenants, so no change of tenants restarts a pod; and of the configuration only its
+hash, so that every change of that does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infer_operator.builders import configmap, secret
+from infer_operator.builders import manifest as m
+from infer_operator.builders.merge import merge
+from infer_operator.builders.podspec import (
+    canonical_pod,
+    container_security,
+    pod_security,
+    secret_volume,
+)
+from infer_operator.quantity import canonical
+from infer_operator.spec import DeploymentSpec, QuotaStoreSpec
+from infer_operator.state import Resource
+
+CONFIG_ANNOTATION = f"{m.GROUP}/config-hash"
+
+PRE_STOP_SECONDS = 5
+"""between "this pod ends" and SIGTERM: time for every node to lead new connections elsewhere"""
+STOP_MARGIN_SECONDS = 15
+"""beyond the drain: what the supervisor gives its processes to end by themselves, and then some"""
+SHARED_MEMORY = "1Gi"
+
+CACHE_DIRECTORY = "/var/cache/inferengine"
+CONTAINER, FETCH = "server", "fetch"
+
+
+def deployment(resource: Resource, context: m.Context) -> m.Manifest:
+    spec = resource.deployment.spec
+    selector = m.pod_labels(resource, "server")
+    content: dict[str, Any] = {
+        "selector": {"matchLabels": selector},
+        "revisionHistoryLimit": 3,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling_update(spec)},
+        "template": pod_template(resource, context),
+    }
+    if spec.replicas is not None:  # else the field is whoever's who sets it
+        content["replicas"] = spec.replicas
+    return m.manifest(resource, "apps/v1", "Deployment", m.server_name(resource), {"spec": content})
+
+
+def pod_template(resource: Resource, context: m.Context) -> dict[str, Any]:
+    ours = {
+        "metadata": {
+            "labels": m.labels(resource, "server"),
+            "annotations": {CONFIG_ANNOTATION: configmap.pod_config_hash(resource)},
+        },
+        "spec": _pod_spec(resource, context),
+    }
+    merged = merge(ours, resource.deployment.spec.pod_template)
+    # What others find the pods by stays as it is.
+    merged["metadata"] = merge(merged["metadata"], ours["metadata"])
+    merged["spec"] = canonical_pod(merged["spec"])
+    return merged
+
+
+def _rolling_update(spec: DeploymentSpec) -> dict[str, int]:
+    """With surge no pod goes before its successor is ready."""
+    surge = spec.disruption.max_surge
+    return {"maxSurge": surge, "maxUnavailable": 0 if surge else spec.disruption.max_unavailable}
+
+
+def _pod_spec(resource: Resource, context: m.Context) -> dict[str, Any]:
+    spec = resource.deployment.spec
+    pod: dict[str, Any] = {
+        "serviceAccountName": m.server_name(resource),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security(),
+        "terminationGracePeriodSeconds": PRE_STOP_SECONDS + spec.drain.seconds + STOP_MARGIN_SECONDS,
+        "containers": [_container(resource, context)],
+        "volumes": _volumes(resource),
+    }
+    if needs_fetch(spec):
+        pod["initContainers"] = [_fetch_container(resource, context)]
+    return pod | _scheduling(spec)
+
+
+def _container(resource: Resource, context: m.Context) -> dict[str, Any]:
+    spec = resource.deployment.spec
+    env = [{"name": name, "value": value} for name, value in _environment(spec).items()]
+    return _image(spec, context) | {
+        "name": CONTAINER,
+        "command": ["python", "-m", "infer_server"],
+        "args": ["serve", "--config", f"{configmap.CONFIG_DIRECTORY}/{configmap.POD_FILE}"],
+        "env": env,
+        "ports": [{"name": "http", "containerPort": m.HTTP_PORT, "protocol": "TCP"}],
+        "resources": _resources(spec),
+        "securityContext": container_security(),
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+        "volumeMounts": [
+            {"name": "config", "mountPath": configmap.CONFIG_DIRECTORY, "readOnly": True},
+            {"name": "keys", "mountPath": configmap.KEYS_DIRECTORY, "readOnly": True},
+            {"name": "store-url", "mountPath": configmap.STORE_URL_FILE.rpartition("/")[0], "readOnly": True},
+            *_writable_mounts(),
+        ],
+        **_probes(spec),
+    }
+
+
+def needs_fetch(spec: DeploymentSpec) -> bool:
+    """Whether the model comes over the network; what is in the image or in a volume is there."""
+    return spec.model.uri.startswith("hf://")
+
+
+def _fetch_container(resource: Resource, context: m.Context) -> dict[str, Any]:
+    """Before the server, so that a pod whose model can't be fetched says so by its state. What is there isn't fetched again."""
+    spec = resource.deployment.spec
+    model = spec.model
+    env: list[dict[str, Any]] = [
+        {"name": "XDG_CACHE_HOME", "value": CACHE_DIRECTORY},
+        {"name": "HOME", "value": "/tmp"},
+    ]
+    if model.credentials_secret_ref is not None:
+        reference = {"name": model.credentials_secret_ref.name, "key": model.credentials_secret_ref.key}
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    return _image(spec, context) | {
+        "name": FETCH,
+        "command": ["inferengine", "fetch"],
+        "args": [model.uri if model.revision is None else f"{model.uri}@{model.revision}"],
+        "env": env,
+        "securityContext": container_security(),
+        "volumeMounts": _writable_mounts(),
+    }
+
+
+def _environment(spec: DeploymentSpec) -> dict[str, str]:
+    found = {"XDG_CACHE_HOME": CACHE_DIRECTORY, "HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
+    return found | ({"HF_HUB_OFFLINE": "1"} if needs_fetch(spec) else {})  # the init container has fetched it
+
+
+def _writable_mounts() -> list[dict[str, Any]]:
+    return [
+        {"name": "models", "mountPath": CACHE_DIRECTORY},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+
+
+def _volumes(resource: Resource) -> list[dict[str, Any]]:
+    spec, name = resource.deployment.spec, m.server_name(resource)
+    return [
+        {"name": "config", "configMap": {"name": name, "items": [_item(configmap.POD_FILE, configmap.POD_FILE)]}},
+        secret_volume("keys", name, {secret.SERVER_KEY: "server.key", secret.NAMESPACE_KEY: "namespace.key"}),
+        _store_url_volume(spec.quota_store, name),
+        _models_volume(spec),
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+
+
+def _store_url_volume(store: QuotaStoreSpec, keys_name: str) -> dict[str, Any]:
+    file = configmap.STORE_URL_FILE.rpartition("/")[2]
+    if store.url_secret_ref is not None:
+        return secret_volume("store-url", store.url_secret_ref.name, {store.url_secret_ref.key: file})
+    return secret_volume("store-url", keys_name, {secret.STORE_URL: file})
+
+
+def _models_volume(spec: DeploymentSpec) -> dict[str, Any]:
+    cache = spec.model_cache
+    if cache.claim_name is not None:
+        return {"name": "models", "persistentVolumeClaim": {"claimName": cache.claim_name}}
+    limit = {} if cache.size_limit is None else {"sizeLimit": canonical(cache.size_limit)}
+    return {"name": "models", "emptyDir": limit}
+
+
+def _item(key: str, path: str) -> dict[str, str]:
+    return {"key": key, "path": path}
+
+
+def _image(spec: DeploymentSpec, context: m.Context) -> dict[str, Any]:
+    policy = {} if context.image_pull_policy is None else {"imagePullPolicy": context.image_pull_policy}
+    return {"image": spec.engine.image or context.image, **policy}
+
+
+def _resources(spec: DeploymentSpec) -> dict[str, Any]:
+    requests, limits = dict(spec.resources.requests), dict(spec.resources.limits)
+    if spec.accelerator is not None:  # the API server makes an extended resource's request equal to its limit
+        requests[spec.accelerator.resource_name] = limits[spec.accelerator.resource_name] = 1
+    found = {"requests": requests, "limits": limits}
+    return {kind: amounts for kind, amounts in found.items() if amounts}
+
+
+def _probes(spec: DeploymentSpec) -> dict[str, Any]:
+    """/healthz: the processes turn. /readyz: tenants can be served; a store that is away makes no pod restart."""
+    probes, startup_period = spec.probes, 2
+
+    def probe(path: str, period: int, failures: int) -> dict[str, Any]:
+        return {
+            "httpGet": {"path": path, "port": "http"},
+            "periodSeconds": period,
+            "timeoutSeconds": probes.timeout_seconds,
+            "failureThreshold": failures,
+        }
+
+    return {
+        "startupProbe": probe("/healthz", startup_period, -(-probes.startup_seconds // startup_period)),
+        "readinessProbe": probe("/readyz", probes.period_seconds, 1),
+        "livenessProbe": probe("/healthz", probes.period_seconds, probes.failure_threshold),
+    }
+
+
+def _scheduling(spec: DeploymentSpec) -> dict[str, Any]:
+    wanted = spec.scheduling
+    fields: dict[str, Any] = {
+        "nodeSelector": wanted.node_selector,
+        "tolerations": list(wanted.tolerations),
+        "affinity": wanted.affinity,
+        "topologySpreadConstraints": list(wanted.topology_spread_constraints),
+        "priorityClassName": wanted.priority_class_name,
+        "runtimeClassName": wanted.runtime_class_name,
+    }
+    return {name: value for name, value in fields.items() if value}

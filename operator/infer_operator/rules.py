@@ -1,0 +1,94 @@
+"""What no single field of a resource shows: two that contradict each other. Pure.
+
+Each rule is also a CEL rule of the CRD, but for the forms that OpenAPI has no words for; the messages say what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from infer_operator import check
+from infer_operator.quantity import value_of
+
+if TYPE_CHECKING:
+    from infer_operator.spec import DeploymentSpec, EngineSpec, ModelSpec, ResourcesSpec, TenantSpec
+
+HTTP_PORT = 9400
+
+
+def contradictions(spec: DeploymentSpec) -> Iterator[str]:
+    """`path: got …; must be …`, a line each."""
+    yield from _model(spec.model)
+    yield from _engine(spec.engine)
+    yield from _tenants(spec.tenants)
+    yield from _accelerator(spec)
+    yield from _resources(spec.resources)
+    yield from _endpoints(spec)
+    cache, store = spec.model_cache, spec.quota_store
+    if cache.claim_name is not None and cache.size_limit is not None:
+        yield "spec.modelCache.sizeLimit: must be absent where claimName is given: the claim has a size of its own"
+    if store.embedded is not None and store.url_secret_ref is not None:
+        yield "spec.quotaStore.embedded: must be absent where urlSecretRef is given: a deployment has one store"
+
+
+def _model(model: ModelSpec) -> Iterator[str]:
+    scheme, separator, rest = model.uri.partition("://")
+    known = separator and scheme in ("package", "hf") and rest
+    if not known and not model.uri.startswith("/"):
+        allowed = "an absolute directory, package://MODULE/FILE or hf://ORG/NAME"
+        yield f"spec.model.uri: got {check.shown(model.uri)}; must be {allowed}"
+    if model.revision is not None and scheme != "hf":
+        yield f"spec.model.revision: got {check.shown(model.revision)}; must be absent: only hf:// models have revisions"
+    elif model.revision is not None and "@" in model.uri:
+        yield f"spec.model.revision: got {check.shown(model.revision)}; must be absent where the uri names one with @"
+    if model.credentials_secret_ref is not None and scheme != "hf":
+        yield "spec.model.credentialsSecretRef: must be absent: only hf:// models are fetched with a token"
+
+
+def _engine(engine: EngineSpec) -> Iterator[str]:
+    if engine.chunked_prefill_tokens < engine.max_batch_size:
+        yield (
+            f"spec.engine.chunkedPrefillTokens: got {engine.chunked_prefill_tokens}; "
+            f"must be at least maxBatchSize ({engine.max_batch_size})"
+        )
+
+
+def _tenants(tenants: tuple[TenantSpec, ...]) -> Iterator[str]:
+    first: dict[str, int] = {}
+    for index, tenant in enumerate(tenants):
+        path = f"spec.tenants[{index}]"
+        before = first.setdefault(tenant.name, index)
+        if before != index:
+            yield f'{path}.name: got "{tenant.name}", as spec.tenants[{before}] has; must be unique'
+        quota = tenant.quota
+        if quota.requests_burst is not None and quota.requests_per_minute is None:
+            yield f"{path}.quota.requestsBurst: got {quota.requests_burst}; must come with requestsPerMinute"
+        if quota.tokens_burst is not None and quota.tokens_per_minute is None:
+            yield f"{path}.quota.tokensBurst: got {quota.tokens_burst}; must come with tokensPerMinute"
+
+
+def _accelerator(spec: DeploymentSpec) -> Iterator[str]:
+    if spec.accelerator is None:
+        return
+    name = spec.accelerator.resource_name
+    if spec.engine.device == "cpu":
+        yield f'spec.accelerator: got {name}; must be absent where engine.device is "cpu", or make that "auto"'
+    if name in spec.resources.requests or name in spec.resources.limits:
+        yield f"spec.resources: got {name}; must be in accelerator.resourceName alone"
+
+
+def _resources(resources: ResourcesSpec) -> Iterator[str]:
+    for name, request in resources.requests.items():
+        limit = resources.limits.get(name)
+        if limit is not None and value_of(request) > value_of(limit):
+            yield f"spec.resources.requests.{name}: got {request}; must be at most its limit ({limit})"
+
+
+def _endpoints(spec: DeploymentSpec) -> Iterator[str]:
+    ports = spec.endpoints.port_range
+    path, given = "spec.endpoints.portRange", f"{ports.first}-{ports.last}"
+    if ports.last - ports.first + 1 < len(spec.tenants):
+        yield f"{path}: got {given}; must have a port for each of the {len(spec.tenants)} tenants"
+    if ports.first <= HTTP_PORT <= ports.last:
+        yield f"{path}: got {given}; must leave out {HTTP_PORT}, the port of probes and metrics"

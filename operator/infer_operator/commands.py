@@ -34,6 +34,9 @@ def up(argv: list[str]) -> int:
     except spec.SpecError as error:
         return _fail("up", f"{args.file} is wrong:", *error.errors)
     name = deployment.metadata.name
+    unused = spec.without_effect_here(deployment)
+    if unused:
+        _say(f"without effect on one machine: {', '.join(unused)}")
     state = StateDir(args.state_dir or default_home() / name)
     try:
         state.prepare()
@@ -92,7 +95,7 @@ def _live(name: str, state: StateDir, known: Status) -> dict[str, Any]:
     port = int(known.metrics_url.rsplit(":", 1)[1].split("/")[0]) if known.metrics_url else None
     answer = probe.ask(HOST, port) if owner is not None and port is not None else None
     fields: dict[str, Any] = msgspec.to_builtins(known)
-    processes = {"up": owner, **known.processes} if owner is not None else {}
+    processes = {"up": owner, **(known.processes or {})} if owner is not None else {}
     return {
         "name": name,
         "running": owner is not None,

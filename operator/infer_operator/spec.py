@@ -30,17 +30,24 @@ DeploymentName = Annotated[
     str,
     Meta(
         pattern=r"^[a-z]([-a-z0-9]{0,23}[a-z0-9])?$",
+        max_length=25,
         description="a DNS label of at most 25 characters, a letter first",
     ),
 ]
 """Services are named after it, and their names begin with a letter."""
 KubernetesName = Annotated[
-    str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="a DNS label of at most 63 characters")
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$",
+        max_length=63,
+        description="a DNS label of at most 63 characters",
+    ),
 ]
 ModelName = Annotated[
     str,
     Meta(
         pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/:]{0,127}$",
+        max_length=128,
         description="1 to 128 letters, digits and . _ / : -, a letter or digit first",
     ),
 ]
@@ -50,22 +57,29 @@ ObjectName = Annotated[
     str,
     Meta(
         pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$",
+        max_length=253,
         description="the name of an object: 1 to 253 lower-case letters, digits and - .",
     ),
 ]
 SecretKey = Annotated[
-    str, Meta(pattern=r"^[-._a-zA-Z0-9]{1,253}$", description="a key of a Secret: 1 to 253 letters, digits and - _ .")
+    str,
+    Meta(
+        pattern=r"^[-._a-zA-Z0-9]{1,253}$",
+        max_length=253,
+        description="a key of a Secret: 1 to 253 letters, digits and - _ .",
+    ),
 ]
 ResourceName = Annotated[
     str,
     Meta(
         pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+        max_length=317,
         description="an extended resource such as nvidia.com/gpu",
     ),
 ]
 Quantity = Annotated[
     Annotated[int, Meta(ge=0, le=2**53)]
-    | Annotated[str, Meta(pattern=r"^[0-9]{1,15}([.][0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")],
+    | Annotated[str, Meta(max_length=32, pattern=r"^[0-9]{1,15}([.][0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")],
     Meta(description='a Kubernetes quantity such as 2, "500m" or 16Gi (a fraction in quotes)'),
 ]
 Port = Annotated[int, Meta(ge=1024, le=65535)]
@@ -214,6 +228,8 @@ class DisruptionSpec(_Fields, frozen=True, kw_only=True):
 
 
 class ProbesSpec(_Fields, frozen=True, kw_only=True):
+    """How the kubelet asks whether a pod is alive and ready."""
+
     startup_seconds: Seconds = 120
     """How long the processes of a pod may take to answer at all; loading the model doesn't count."""
     period_seconds: Seconds = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from msgspec import UnsetType
 from tabulate import tabulate
 
 from infer_operator.status import Status
@@ -13,12 +14,12 @@ def tenants(status: Status) -> str:
         (
             tenant.name,
             "suspended" if tenant.suspended else tenant.endpoint,
-            tenant.credentials_file,
+            tenant.credentials,
             quota(tenant.quota),
         )
         for tenant in status.tenants
     ]
-    return tabulate(rows, headers=("tenant", "endpoint", "credentials file", "quota"))
+    return tabulate(rows, headers=("tenant", "endpoint", "credentials", "quota"))
 
 
 def conditions(status: Status) -> str:
@@ -29,7 +30,9 @@ def conditions(status: Status) -> str:
     return tabulate(rows, headers=("condition", "status", "reason", "message"))
 
 
-def quota(limits: QuotaLimits) -> str:
+def quota(limits: QuotaLimits | UnsetType) -> str:
+    if isinstance(limits, UnsetType):
+        return ""
     parts = [
         (limits.requests_per_minute, "requests/min"),
         (limits.tokens_per_minute, "tokens/min"),

@@ -43,7 +43,7 @@ def test_a_good_file_with_its_defaults() -> None:
 
 
 ENGINE_FIELDS = (
-    "device, maxBatchSize, maxQueueSize, scheduleIntervalMs, maxConcurrentRequests, maxCacheTokens, numLayers, kvDim, "
+    "image, device, maxBatchSize, maxQueueSize, scheduleIntervalMs, maxConcurrentRequests, maxCacheTokens, numLayers, kvDim, "
     "chunkedPrefillTokens, defaultMaxTokens"
 )
 
@@ -124,7 +124,12 @@ BAD = [
     (
         "name: quickstart",
         "name: -quickstart",
-        'metadata.name: got "-quickstart"; must be a DNS label of at most 25 characters',
+        'metadata.name: got "-quickstart"; must be a DNS label of at most 25 characters, a letter first',
+    ),
+    (
+        "name: quickstart",
+        "name: 7b",
+        'metadata.name: got "7b"; must be a DNS label of at most 25 characters, a letter first',
     ),
     ("name: quickstart", "name: q\n  labels: {a: 1}", "metadata.labels.a: got 1; must be a string"),
     ("name: quickstart", "name: q\n  labels: [a]", 'metadata.labels: got ["a"]; must be a mapping of strings'),

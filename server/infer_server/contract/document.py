@@ -11,7 +11,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 Name = Annotated[
-    str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,23}[a-z0-9])?$", description="a DNS label of at most 25 characters")
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,23}[a-z0-9])?$",
+        max_length=25,
+        description="a DNS label of at most 25 characters",
+    ),
 ]
 PublicKey = Annotated[str, Meta(min_length=40, max_length=40, description="a CURVE public key in Z85, 40 characters")]
 Count = Annotated[int, Meta(ge=1, le=2**53)]

@@ -74,6 +74,7 @@ CHILDREN = (
     Kind("Service", "v1", "services"),
     CONFIG_MAP,
     Kind("ServiceAccount", "v1", "serviceaccounts"),
+    Kind("PersistentVolumeClaim", "v1", "persistentvolumeclaims"),
     Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets"),
     Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
 )

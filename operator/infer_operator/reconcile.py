@@ -4,9 +4,9 @@ In flow a key and a backend; out flow the changes that were due. What a run does
 happened, so a missed event costs a delay and a repeated one nothing.
 
 Order, so that a crash between two changes harms nobody:
-R1. A tenant's record is saved before anything names its uid, port or key.
+R1. Tenants' records are saved before anything names their uids, ports or keys.
 R2. The objects of a tenant are there before the document opens its endpoint, and go after the document has closed it.
-R3. A record goes last, with its port put into quarantine in the same change.
+R3. Records go last, with their ports put into quarantine in the same change.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from infer_operator import endpoints, keys, status
-from infer_operator.backends.protocol import Backend
+from infer_operator.backends.protocol import Backend, RefusedError
 from infer_operator.builders import document as document_builder
 from infer_operator.state import (
     Change,
+    Content,
     DeleteObject,
     Key,
     Observed,
-    RemoveTenant,
+    RemoveTenants,
     Resource,
-    SaveTenant,
+    SaveTenants,
     TenantRecord,
     WriteDocument,
     WriteObject,
@@ -35,6 +36,7 @@ from infer_server.contract.document import DesiredState, Version
 from infer_server.contract.store import RevisionConflictError, StoreUnavailableError
 
 Mint = Callable[[str, int], TenantRecord]
+Same = Callable[[str, Content | None, Content], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Outcome:
     """what was carried out"""
     status: status.Status | None
     retry: bool
-    """Something is left to do that only waits for the store."""
+    """Something is left to do that waits for the store, or for an object that was refused."""
 
 
 def mint_tenant(name: str, port: int) -> TenantRecord:
@@ -62,11 +64,15 @@ async def reconcile(
     records = assign(resource, observed, backend.claim_port, mint, clock())
     wanted = backend.build(key, resource, records)
     done: list[Change] = []
+    refused: list[str] = []
     store_error = observed.store_error
     try:
-        for change in compare(key, resource, records, wanted, observed, clock()):
-            await backend.apply(key, change)
-            done.append(change)
+        for change in compare(key, resource, records, wanted, observed, clock(), backend.same):
+            try:
+                await backend.apply(key, change)
+                done.append(change)
+            except RefusedError as error:  # the others need not wait for it
+                refused.append(str(error))
     except (StoreUnavailableError, RevisionConflictError) as error:
         store_error = str(error)
     revision = max(
@@ -76,13 +82,14 @@ async def reconcile(
         resource=resource,
         access={name: backend.access(key, record) for name, record in records.items()},
         rejected=observed.rejected,
+        refused=(*observed.damaged, *refused),
         store_error=store_error,
         document_revision=revision,
         programmed=store_error is None,
         health=await backend.health(key),
     )
     reported = await report(key, backend, facts, clock())
-    return Outcome(tuple(done), reported, retry=store_error is not None)
+    return Outcome(tuple(done), reported, retry=store_error is not None or bool(refused))
 
 
 def assign(
@@ -90,26 +97,30 @@ def assign(
 ) -> dict[str, TenantRecord]:
     """Each tenant's record: the one it has, or a new one. So a uid lasts as long as the tenant is in the resource."""
     names = [tenant.name for tenant in resource.deployment.spec.tenants]
-    newcomers = [name for name in names if name not in observed.records]
-    taken = [record.port for record in observed.records.values()]
-    ports = endpoints.allocate(newcomers, taken, observed.retired_ports, claim, now)
-    return {name: observed.records.get(name) or mint(name, ports[name]) for name in names}
+    known = {**observed.recovered, **observed.records}
+    newcomers = [name for name in names if name not in known]
+    taken = [record.port for record in known.values()]
+    wanted = resource.deployment.spec.endpoints.port_range
+    ports = range(wanted.first, wanted.last + 1)
+    given = endpoints.allocate(newcomers, taken, observed.retired_ports, claim, now, ports)
+    return {name: known.get(name) or mint(name, given[name]) for name in names}
 
 
 def compare(
     key: Key,
     resource: Resource,
     records: Mapping[str, TenantRecord],
-    wanted: Mapping[str, bytes],
+    wanted: Mapping[str, Content],
     observed: Observed,
     now: float,
+    same: Same,
 ) -> Iterator[Change]:
     """The changes that are due, in an order that keeps R1 to R3. None where everything is as it should be."""
-    for name, record in records.items():
-        if name not in observed.records:
-            yield SaveTenant(record)
+    unsaved = tuple(record for name, record in records.items() if name not in observed.records)
+    if unsaved:
+        yield SaveTenants(unsaved)
     for name, content in wanted.items():
-        if observed.objects.get(name) != content:
+        if not same(name, observed.objects.get(name), content):
             yield WriteObject(name, content)
     if observed.store_error is not None:
         return  # what is still to go waits until the document can be written: keeps R2
@@ -119,9 +130,9 @@ def compare(
         yield WriteDocument(document, expected)
     for name in sorted(observed.objects.keys() - wanted.keys()):
         yield DeleteObject(name)
-    for name, record in observed.records.items():
-        if name not in records:
-            yield RemoveTenant(record, now + endpoints.QUARANTINE_SECONDS)
+    left = tuple(record for name, record in observed.records.items() if name not in records)
+    if left:
+        yield RemoveTenants(left, now + endpoints.QUARANTINE_SECONDS)
 
 
 def next_document(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec import Struct
 
 from infer_operator.spec import InferenceDeployment
 from infer_server.contract.document import DesiredState
+
+Content = bytes | dict[str, Any]
+"""of an object: a file's bytes on one machine, a manifest on a cluster"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +51,33 @@ class Observed:
     resource: Resource | None
     """None: it is deleted, or was never there."""
     records: Mapping[str, TenantRecord] = field(default_factory=dict)
+    recovered: Mapping[str, TenantRecord] = field(default_factory=dict)
+    """Tenants of whose records a part was lost, made whole with what is left and new keys: to be saved again."""
     retired_ports: Mapping[int, float] = field(default_factory=dict)
     """port of a tenant that left -> Unix time from which it may be given out again"""
-    objects: Mapping[str, bytes] = field(default_factory=dict)
+    objects: Mapping[str, Content] = field(default_factory=dict)
     """name -> content, of all objects that the backend builds"""
     document: DesiredState | None = None
     last_revision: int = 0
     """The highest revision that was ever written, also where the store has lost it."""
     store_error: str | None = None
     """Why the store could not be read; then `document` says nothing."""
+    damaged: tuple[str, ...] = ()
+    """What was found broken or in others' hands, and the way out, a line each."""
     rejected: tuple[str, ...] = ()
     """Mistakes of the newest edit, if it was refused; `resource` is then the last good one."""
 
 
 # --- changes, in the words of what they do; a backend applies each -----------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class SaveTenant:
-    record: TenantRecord
+class SaveTenants:
+    records: tuple[TenantRecord, ...]
+    """all that are new, at once"""
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveTenant:
-    record: TenantRecord
+class RemoveTenants:
+    records: tuple[TenantRecord, ...]
     port_free_at: float
     """Unix time"""
 
@@ -76,7 +85,7 @@ class RemoveTenant:
 @dataclass(frozen=True, slots=True)
 class WriteObject:
     name: str
-    content: bytes
+    content: Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +99,4 @@ class WriteDocument:
     expected_revision: int
 
 
-Change = SaveTenant | RemoveTenant | WriteObject | DeleteObject | WriteDocument
+Change = SaveTenants | RemoveTenants | WriteObject | DeleteObject | WriteDocument

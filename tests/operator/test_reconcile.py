@@ -21,9 +21,9 @@ from infer_operator.state import (
     DeleteObject,
     Key,
     Observed,
-    RemoveTenant,
+    RemoveTenants,
     Resource,
-    SaveTenant,
+    SaveTenants,
     TenantRecord,
     WriteDocument,
     WriteObject,
@@ -173,7 +173,7 @@ async def test_a_tenant_that_comes_back_is_another_one(home: Home) -> None:
     await home.apply(deployment("acme", "globex"))
     before = (await home.document()).tenants[1]
     outcome = await home.apply(deployment("acme"))
-    assert kinds(outcome) == ["WriteDocument", "DeleteObject", "RemoveTenant"]
+    assert kinds(outcome) == ["WriteDocument", "DeleteObject", "RemoveTenants"]
     assert not (home.state.path / "credentials/globex.json").exists()
     assert not (home.state.path / "tenants/globex.json").exists()
     await home.apply(deployment("acme", "globex"))
@@ -226,7 +226,7 @@ async def test_the_store_is_down_for_a_while(home: Home, valkey: Any) -> None:
     valkey.stop()
     outcome = await home.apply(deployment("acme", "third"))
     assert outcome.retry
-    assert kinds(outcome) == ["SaveTenant", "WriteObject"]
+    assert kinds(outcome) == ["SaveTenants", "WriteObject"]
     status = await home.status()
     assert status.condition("QuotaStoreReachable").status == "False"
     assert status.condition("TenantsProgrammed").status == "Unknown"
@@ -234,7 +234,7 @@ async def test_the_store_is_down_for_a_while(home: Home, valkey: Any) -> None:
     assert (home.state.path / "tenants/globex.json").exists()  # its endpoint is still open
     valkey.start()
     outcome = await home.reconcile()
-    assert kinds(outcome) == ["WriteDocument", "DeleteObject", "RemoveTenant"]
+    assert kinds(outcome) == ["WriteDocument", "DeleteObject", "RemoveTenants"]
     assert [t.name for t in (await home.document()).tenants] == ["acme", "third"]
     assert (await home.status()).ready
 
@@ -301,7 +301,7 @@ async def apply_some(home: Home, count: int) -> bool:
     assert observed.resource is not None
     records = assign(observed.resource, observed, home.backend.claim_port, mint_tenant, home.clock())
     wanted = home.backend.build(KEY, observed.resource, records)
-    changes = list(compare(KEY, observed.resource, records, wanted, observed, home.clock()))
+    changes = list(compare(KEY, observed.resource, records, wanted, observed, home.clock(), home.backend.same))
     for change in changes[:count]:
         await home.backend.apply(KEY, change)
     return len(changes) > count
@@ -314,14 +314,14 @@ def test_changes_come_in_an_order_that_a_crash_cannot_harm() -> None:
     resource = Resource(uid="u", generation=1, deployment=deployment("new"))
     observed = Observed(resource=resource, records={"old": record("old", 1)}, objects={"old": b"", "same": b"x"})
     changes: list[Change] = list(
-        compare(KEY, resource, {"new": record("new", 2)}, {"new": b"y", "same": b"x"}, observed, now=100.0)
+        compare(KEY, resource, {"new": record("new", 2)}, {"new": b"y", "same": b"x"}, observed, 100.0, lambda _, a, b: a == b)
     )
     document = changes[2]
     assert isinstance(document, WriteDocument)
     assert changes == [
-        SaveTenant(record("new", 2)),
+        SaveTenants((record("new", 2),)),
         WriteObject("new", b"y"),
         document,
         DeleteObject("old"),
-        RemoveTenant(record("old", 1), 100.0 + QUARANTINE_SECONDS),
+        RemoveTenants((record("old", 1),), 100.0 + QUARANTINE_SECONDS),
     ]

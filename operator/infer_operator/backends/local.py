@@ -22,12 +22,13 @@ from infer_operator.endpoints import QUARANTINE_SECONDS
 from infer_operator.spec import InferenceDeployment
 from infer_operator.state import (
     Change,
+    Content,
     DeleteObject,
     Key,
     Observed,
-    RemoveTenant,
+    RemoveTenants,
     Resource,
-    SaveTenant,
+    SaveTenants,
     TenantRecord,
     WriteDocument,
     WriteObject,
@@ -117,7 +118,7 @@ class LocalBackend:
         except msgspec.ValidationError as error:
             return None, f"the document in the store is not understood: {error}"
 
-    def build(self, key: Key, resource: Resource, records: Mapping[str, TenantRecord]) -> Mapping[str, bytes]:
+    def build(self, key: Key, resource: Resource, records: Mapping[str, TenantRecord]) -> Mapping[str, Content]:
         pod = pod_config(
             key,
             resource,
@@ -127,10 +128,13 @@ class LocalBackend:
             host=HOST,
             http_port=self._http_port,
         )
-        objects = {
+        objects: dict[str, Content] = {
             _credentials_name(name): credentials(record, HOST, self._server_public) for name, record in records.items()
         }
         return objects | {POD: pod}
+
+    def same(self, name: str, observed: Content | None, wanted: Content) -> bool:
+        return observed == wanted
 
     def claim_port(self, port: int) -> bool:
         return port not in self._neighbours and self.ports.claim(port)
@@ -147,19 +151,22 @@ class LocalBackend:
 
     async def apply(self, key: Key, change: Change) -> None:
         match change:
-            case SaveTenant(record):
-                self._state.write_as(_record_name(record.name), record)
+            case SaveTenants(records):
+                for record in records:
+                    self._state.write_as(_record_name(record.name), record)
             case WriteObject(name, content):
+                assert isinstance(content, bytes)
                 self._state.write(name, content)
             case DeleteObject(name):
                 self._state.delete(name)
-            case RemoveTenant(record, free_at):
+            case RemoveTenants(records, free_at):
                 ledger = self._state.ledger()
                 now = free_at - QUARANTINE_SECONDS
                 still = {port: at for port, at in ledger.retired_ports.items() if at > now}
-                self._save(ledger, retired_ports=still | {record.port: free_at})
-                self._state.delete(_record_name(record.name))
-                self.ports.release(record.port)
+                self._save(ledger, retired_ports=still | {record.port: free_at for record in records})
+                for record in records:
+                    self._state.delete(_record_name(record.name))
+                    self.ports.release(record.port)
             case WriteDocument(document, expected):
                 # Noted first: if the answer is lost, no later document can have this revision.
                 self._save(self._state.ledger(), last_revision=document.version.revision)

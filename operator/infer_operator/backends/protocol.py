@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from infer_operator.state import Change, Key, Observed, Resource, TenantRecord
+from infer_operator.state import Change, Content, Key, Observed, Resource, TenantRecord
 from infer_operator.status import Access, Health, Status
+
+
+class RefusedError(Exception):
+    """An object can't be made as it is wanted: its name is another's, or its content is not allowed.
+
+    The message says which and why.
+    """
 
 
 class Backend(Protocol):
@@ -14,8 +21,15 @@ class Backend(Protocol):
         """All there is, now. Changes nothing. An unreachable store is told in the answer, not raised."""
         ...
 
-    def build(self, key: Key, resource: Resource, records: Mapping[str, TenantRecord]) -> Mapping[str, bytes]:
-        """Name -> content of every object that should exist. Pure: same arguments, same answer."""
+    def build(self, key: Key, resource: Resource, records: Mapping[str, TenantRecord]) -> Mapping[str, Content]:
+        """Name -> content of every object that should exist, in the order in which they are to be made.
+
+        Pure: same arguments, same answer.
+        """
+        ...
+
+    def same(self, name: str, observed: Content | None, wanted: Content) -> bool:
+        """Whether nothing needs to be written."""
         ...
 
     def claim_port(self, port: int) -> bool:
@@ -25,7 +39,8 @@ class Backend(Protocol):
     async def apply(self, key: Key, change: Change) -> None:
         """Carry out one change, durably before it returns.
 
-        Raises StoreUnavailableError or RevisionConflictError for a document, OSError for what cannot be kept.
+        Raises StoreUnavailableError or RevisionConflictError for a document, RefusedError for an object that can't be made,
+        OSError or KubeError for what cannot be kept.
         """
         ...
 

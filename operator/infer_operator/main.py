@@ -1,0 +1,262 @@
+"""`inferengine operator`: the operator of a cluster, from the command line to the last task.
+
+kopf watches the InferenceDeployments and takes the signals; its handler does nothing but note what it saw. Everything else, the
+children, the queue, the workers, is ours: kopf's own handlers and indexes cost two to three patches an object and miss deletions
+after a 410. Only the leader works; another operator waits for the Lease.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import kopf
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from infer_operator.builders import Context
+from infer_operator.cluster import Cluster
+from infer_operator.controller import Controller
+from infer_operator.kube import CHILDREN, POD, RESOURCE, Kube, KubeError, Object, connect
+from infer_operator.lease import Lease
+from infer_operator.metrics import Metrics
+from infer_operator.state import Key
+from infer_operator.store import Store, follow
+from infer_operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+WORKERS = 16
+SWEEP_SECONDS = 600.0
+LIST_TRY_SECONDS = 5.0
+SILENCE_SECONDS = 300.0
+"""A bookmark comes each minute, and a dead connection is noticed after 150 s: longer silence of a watch is our own failure."""
+LEASE_NAME = "inferengine-operator"
+NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    namespace: str
+    """of the Lease; in a cluster also where the operator's pods run"""
+    watch_namespace: str
+    """empty: all"""
+    port: int
+    """of /metrics and /healthz; 0: none"""
+    context: Context
+    sweep_seconds: float = SWEEP_SECONDS
+
+
+def operator(argv: list[str]) -> int:
+    """Run the operator of a cluster: in a pod, or outside with KUBECONFIG."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    try:
+        return asyncio.run(run(parse(argv)))
+    except KubeError as error:
+        print(f"inferengine operator: {error}", file=sys.stderr)
+        return 1
+
+
+def parse(argv: list[str]) -> Options:
+    inside = _own_namespace()
+    parser = argparse.ArgumentParser(prog="inferengine operator", description=operator.__doc__)
+    parser.add_argument(
+        "--namespace",
+        default=inside or "default",
+        help="where the Lease of the leader is kept (default: the pod's own)",
+    )
+    parser.add_argument("--watch-namespace", default="", help="look after this namespace only (default: all)")
+    parser.add_argument(
+        "--image",
+        default="inferengine-engine:latest",
+        help="of the pods, where a resource names none (default: %(default)s)",
+    )
+    parser.add_argument("--image-pull-policy", choices=("Always", "IfNotPresent", "Never"))
+    parser.add_argument(
+        "--metrics-port", type=_port, default=9401, help="of /metrics and /healthz; 0: none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sweep-seconds",
+        type=float,
+        default=SWEEP_SECONDS,
+        help="between two full looks at everything (default: %(default)g)",
+    )
+    args = parser.parse_args(argv)
+    context = Context(image=args.image, image_pull_policy=args.image_pull_policy, operator_namespace=inside)
+    return Options(args.namespace, args.watch_namespace, args.metrics_port, context, args.sweep_seconds)
+
+
+async def run(options: Options) -> int:
+    """0 after a signal, 1 when the lease was lost: then whoever starts us starts us anew. Raises KubeError."""
+    metrics = Metrics()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # until kopf takes them over: also who waits for the lease ends at once
+        loop.add_signal_handler(number, stop.set)
+    async with await connect() as api:
+        kube = Kube(api, metrics.on_request)
+        if not await kube.exists(RESOURCE):
+            raise KubeError(f"the API server does not know {RESOURCE.plural}: apply manifests/crds first")
+        watched = Operator(kube, options, metrics)
+        lease = Lease(kube, options.namespace, LEASE_NAME, f"{socket.gethostname()}-{os.getpid()}")
+        async with _http(options.port, watched):
+            lead = asyncio.ensure_future(
+                lease.hold(lambda: watched.run(lease.uid, stop), lambda leads: metrics.leader.set(leads))
+            )
+            stopped = asyncio.ensure_future(stop.wait())
+            await asyncio.wait({lead, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if watched.running:  # it ends its own work on the signal
+                await lead
+            stopped.cancel()
+            if not lead.done():
+                lead.cancel()
+                await asyncio.wait([lead])
+                return 0
+            return 0 if lead.result() else 1
+
+
+class Operator:
+    """Everything that runs while we lead."""
+
+    def __init__(self, kube: Kube, options: Options, metrics: Metrics) -> None:
+        self._kube = kube
+        self._options = options
+        self.metrics = metrics
+        self.queue: WorkQueue[Key] = WorkQueue(WORKERS)
+        self.store = Store(self.queue.add)
+        self.running = False
+        """while kopf runs, which ends everything on a signal"""
+        metrics.observe_queue(lambda: self.queue.backlog.depth, lambda: self.queue.backlog.oldest_seconds)
+        metrics.observe_watches(self.store.ages)
+
+    async def run(self, operator_id: str, stop: asyncio.Event) -> None:
+        """Until a signal. Raises what ended one of the tasks."""
+        cluster = Cluster(self._kube, self.store, self._options.context, self.metrics)
+        cluster.stores.operator_id = operator_id
+        controller = Controller(cluster)
+        try:
+            async with asyncio.TaskGroup() as group:
+                # Ours first: at its end kopf cancels every task that is younger than itself.
+                tasks = [group.create_task(self._sweep(controller))]
+                tasks += await self._follow_all(group)
+                tasks.append(group.create_task(self.queue.run(controller.reconcile)))
+                self.running = True
+                await kopf.operator(**self._kopf(stop))
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self.running = False
+            await cluster.stores.close()
+
+    async def _follow_all(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        """Before any work: what is there already?"""
+        namespace = self._options.watch_namespace
+        tasks, listed = [], []
+        for kind in (*CHILDREN, POD):
+            event = asyncio.Event()
+            listed.append(event)
+            tasks.append(group.create_task(follow(self._kube, self.store, kind, event, namespace)))
+        await asyncio.gather(*(event.wait() for event in listed))
+        await self._list_resources()
+        return tasks
+
+    async def _list_resources(self) -> None:
+        items, version = await self._kube.list(RESOURCE, namespace=self._options.watch_namespace)
+        self.store.listed(RESOURCE, items, version)
+
+    async def _sweep(self, controller: Controller) -> None:
+        """kopf does not tell of deletions that it missed, and no watch tells of keys in stores."""
+        while True:
+            await asyncio.sleep(self._options.sweep_seconds)
+            try:
+                await self._list_resources()
+                await controller.sweep_stores()
+            except KubeError as error:
+                log.warning("sweep: %s: again in %g s", error, self._options.sweep_seconds)
+
+    def _kopf(self, stop: asyncio.Event) -> dict[str, Any]:
+        registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
+        settings.posting.enabled = False  # no Events from log lines
+        settings.scanning.disabled = True  # no watch of definitions and namespaces: ours is there before we start
+        settings.watching.server_timeout = SWEEP_SECONDS
+
+        @kopf.on.login(registry=registry)  # kopf keeps an HTTP session of its own
+        def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+            return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+
+        group, version = RESOURCE.api_version.split("/")
+
+        @kopf.on.event(group, version, RESOURCE.plural, registry=registry)
+        async def on_event(event: Mapping[str, Any], **_: Any) -> None:
+            self._saw(event)
+
+        namespace = self._options.watch_namespace
+        where = {"namespaces": [namespace]} if namespace else {"clusterwide": True}
+        return {"registry": registry, "settings": settings, "standalone": True, "stop_flag": stop, **where}
+
+    def _saw(self, event: Mapping[str, Any]) -> None:
+        seen: Object = dict(event["object"])
+        seen["metadata"] = {name: value for name, value in seen["metadata"].items() if name != "managedFields"}
+        self.store.event(RESOURCE, event["type"] or "ADDED", seen)
+
+    def trouble(self) -> str:
+        """Why this process should be started anew; empty while it is well, also while another leads."""
+        if not self.running:
+            return ""
+        # kopf gives no bookmarks on, so the age of the resources tells nothing.
+        ages = {kind: age for kind, age in self.store.ages().items() if kind != RESOURCE.name}
+        silent = sorted(kind for kind, age in ages.items() if age > SILENCE_SECONDS)
+        return f"nothing heard for long of {', '.join(silent)}" if silent else ""
+
+
+@contextlib.asynccontextmanager
+async def _http(port: int, watched: Operator) -> AsyncIterator[None]:
+    if port == 0:
+        yield
+        return
+
+    async def metrics(request: web.Request) -> web.Response:
+        content = generate_latest(watched.metrics.registry)
+        return web.Response(body=content, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def health(request: web.Request) -> web.Response:
+        trouble = watched.trouble()
+        return web.Response(text=trouble or "ok", status=503 if trouble else 200)
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", health)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, None, port).start()
+        except OSError as error:
+            raise KubeError(f"--metrics-port: port {port}: {error.strerror}; give another, or 0 for none") from error
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def _own_namespace() -> str | None:
+    with contextlib.suppress(OSError), open(NAMESPACE_FILE) as file:
+        return file.read().strip()
+    return None
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"got {text!r}; must be an integer from 0 to 65535")
+    return int(text)

@@ -1,0 +1,119 @@
+"""What lies in a store, and whose it is: which keys of which deployments may go.
+
+Several clusters, operators and laptops may share a store, so an operator deletes only keys of deployments that it has written
+down as its own beforehand (`register`), under an id that no other operator has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+
+from infer_server.contract.keys import PREFIX
+from infer_server.contract.store import StoreUnavailableError
+
+TIMEOUT_SECONDS = 2.0
+BATCH = 500
+
+Place = tuple[str, str]
+"""namespace and deployment"""
+
+
+class StoreSweep:
+    """One store as one operator sees it. One event loop uses it; `close()` gives its connections back."""
+
+    def __init__(self, url: str, operator_id: str) -> None:
+        self._redis: Any = Redis.from_url(
+            url,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            retry=Retry(ConstantBackoff(0.02), 1),
+            decode_responses=True,
+        )
+        self._register = f"{PREFIX}:{{operator/{operator_id}}}:deployments"
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def register(self, namespace: str, deployment: str) -> None:
+        """Before anything of the deployment is written. Raises StoreUnavailableError."""
+        with _as_unavailable():
+            await self._redis.sadd(self._register, f"{namespace}/{deployment}")
+
+    async def registered(self) -> set[Place]:
+        """Raises StoreUnavailableError."""
+        with _as_unavailable():
+            found = await self._redis.smembers(self._register)
+        return {(namespace, name) for namespace, _, name in (entry.partition("/") for entry in found)}
+
+    async def purge_tenants(self, namespace: str, deployment: str) -> int:
+        """All keys of all its tenants: limits, what they used, requests, audit. How many. Raises StoreUnavailableError."""
+        return await self._unlink(await self._keys(f"{{{namespace}/{deployment}/*}}:*"))
+
+    async def purge(self, namespace: str, deployment: str) -> int:
+        """Everything of one deployment, its document and our note of it last. Raises StoreUnavailableError."""
+        number = await self.purge_tenants(namespace, deployment)
+        number += await self._unlink(await self._keys(f"{{{namespace}/{deployment}}}:*"))
+        with _as_unavailable():
+            await self._redis.srem(self._register, f"{namespace}/{deployment}")
+        return number
+
+    async def sweep(self, live: Callable[[], Mapping[Place, Iterable[str]]]) -> int:
+        """Delete what has no owner any more, of deployments that are noted as ours. How many keys. Raises StoreUnavailableError.
+
+        `live` gives the deployments that exist, with their tenants. It is asked after the keys were listed: what is new meanwhile
+        is never taken for an orphan.
+        """
+        ours = await self.registered()
+        found = [(key, *_owner(key)) for key in await self._keys("*")]
+        there = {place: frozenset(tenants) for place, tenants in live().items()}
+        orphans = [
+            key
+            for key, place, tenant in found
+            if place in ours and (place not in there or (tenant is not None and tenant not in there[place]))
+        ]
+        number = await self._unlink(orphans)
+        gone = [f"{namespace}/{name}" for namespace, name in ours - there.keys()]
+        if gone:
+            with _as_unavailable():
+                await self._redis.srem(self._register, *gone)
+        return number
+
+    async def _keys(self, pattern: str) -> list[str]:
+        """Names of namespaces, deployments and tenants hold no character that is special in a pattern."""
+        with _as_unavailable():
+            return [key async for key in self._redis.scan_iter(match=f"{PREFIX}:{pattern}", count=BATCH)]
+
+    async def _unlink(self, keys: list[str]) -> int:
+        """One by one in a pipeline: a cluster takes no call over several hash tags."""
+        for start in range(0, len(keys), BATCH):
+            with _as_unavailable():
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for key in keys[start : start + BATCH]:
+                        pipeline.unlink(key)
+                    await pipeline.execute()
+        return len(keys)
+
+
+def _owner(key: str) -> tuple[Place | None, str | None]:
+    """Of inferengine:{namespace/deployment}:part or inferengine:{namespace/deployment/tenant}:part."""
+    tag = key.partition("{")[2].partition("}")[0].split("/")
+    if len(tag) not in (2, 3):
+        return None, None
+    return (tag[0], tag[1]), tag[2] if len(tag) == 3 else None
+
+
+@contextlib.contextmanager
+def _as_unavailable() -> Iterator[None]:
+    try:
+        yield
+    except exceptions.ResponseError as error:
+        raise StoreUnavailableError(f"the store refused: {error}") from error
+    except (exceptions.RedisError, OSError) as error:
+        raise StoreUnavailableError(f"the store gave no answer: {error}") from error

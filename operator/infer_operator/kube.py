@@ -79,8 +79,6 @@ CHILDREN = (
     Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
 )
 """What the operator makes and watches. Secrets are not among them: they are read by name, one at a time."""
-POD_MONITOR = Kind("PodMonitor", "monitoring.coreos.com/v1", "podmonitors")
-"""Made and watched only where its definition exists."""
 
 
 async def connect() -> client.ApiClient:
@@ -109,17 +107,17 @@ class Kube:
     async def read(self, kind: Kind, namespace: str, name: str) -> Object | None:
         self._on_request("get", kind.name)
         try:
-            return await self._request("GET", kind.path(namespace, name))
+            return _trimmed(await self._request("GET", kind.path(namespace, name)))
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
 
-    async def exists(self, kind: Kind) -> bool:
+    async def exists(self, kind: Kind, namespace: str = "") -> bool:
         """Whether the server knows the kind."""
         self._on_request("list", kind.name)
         try:
-            await self._request("GET", kind.path(), query={"limit": "1"})
+            await self._request("GET", kind.path(namespace), query={"limit": "1"})
         except ApiError as error:
             if error.status == 404:
                 return False

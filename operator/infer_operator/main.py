@@ -104,17 +104,17 @@ async def run(options: Options) -> int:
     for number in (
         signal.SIGTERM,
         signal.SIGINT,
-    ):  # until kopf takes them over: also who waits for the lease ends at once
+    ):  # until kopf takes them over, which then ends all by itself
         loop.add_signal_handler(number, stop.set)
     async with await connect() as api:
         kube = Kube(api, metrics.on_request)
-        if not await kube.exists(RESOURCE):
+        if not await kube.exists(RESOURCE, options.watch_namespace):
             raise KubeError(f"the API server does not know {RESOURCE.plural}: apply manifests/crds first")
         watched = Operator(kube, options, metrics)
         lease = Lease(kube, options.namespace, LEASE_NAME, f"{socket.gethostname()}-{os.getpid()}")
         async with _http(options.port, watched):
             lead = asyncio.ensure_future(
-                lease.hold(lambda: watched.run(lease.uid, stop), lambda leads: metrics.leader.set(leads))
+                lease.hold(lambda: watched.run(lease.uid), lambda leads: metrics.leader.set(leads))
             )
             stopped = asyncio.ensure_future(stop.wait())
             await asyncio.wait({lead, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +142,7 @@ class Operator:
         metrics.observe_queue(lambda: self.queue.backlog.depth, lambda: self.queue.backlog.oldest_seconds)
         metrics.observe_watches(self.store.ages)
 
-    async def run(self, operator_id: str, stop: asyncio.Event) -> None:
+    async def run(self, operator_id: str) -> None:
         """Until a signal. Raises what ended one of the tasks."""
         cluster = Cluster(self._kube, self.store, self._options.context, self.metrics)
         cluster.stores.operator_id = operator_id
@@ -154,7 +154,7 @@ class Operator:
                 tasks += await self._follow_all(group)
                 tasks.append(group.create_task(self.queue.run(controller.reconcile)))
                 self.running = True
-                await kopf.operator(**self._kopf(stop))
+                await kopf.operator(**self._kopf())
                 for task in tasks:
                     task.cancel()
         finally:
@@ -187,11 +187,11 @@ class Operator:
             except KubeError as error:
                 log.warning("sweep: %s: again in %g s", error, self._options.sweep_seconds)
 
-    def _kopf(self, stop: asyncio.Event) -> dict[str, Any]:
+    def _kopf(self) -> dict[str, Any]:
         registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         settings.posting.enabled = False  # no Events from log lines
         settings.scanning.disabled = True  # no watch of definitions and namespaces: ours is there before we start
-        settings.watching.server_timeout = SWEEP_SECONDS
+        settings.watching.server_timeout = int(SWEEP_SECONDS)
 
         @kopf.on.login(registry=registry)  # kopf keeps an HTTP session of its own
         def login(**arguments: Any) -> kopf.ConnectionInfo | None:
@@ -205,12 +205,12 @@ class Operator:
 
         namespace = self._options.watch_namespace
         where = {"namespaces": [namespace]} if namespace else {"clusterwide": True}
-        return {"registry": registry, "settings": settings, "standalone": True, "stop_flag": stop, **where}
+        return {"registry": registry, "settings": settings, "standalone": True, **where}
 
     def _saw(self, event: Mapping[str, Any]) -> None:
         seen: Object = dict(event["object"])
         seen["metadata"] = {name: value for name, value in seen["metadata"].items() if name != "managedFields"}
-        self.store.event(RESOURCE, event["type"] or "ADDED", seen)
+        self.store.event(RESOURCE, event["type"] or "ADDED", seen, in_order=False)
 
     def trouble(self) -> str:
         """Why this process should be started anew; empty while it is well, also while another leads."""

@@ -3,8 +3,8 @@
 It is a cache and may be late. Three rules keep what is late from doing harm:
 
 S1. Of two versions of an object the newer stays, whichever came last (resourceVersions are ordered since Kubernetes 1.35).
-S2. An object that isn't here comes in only if it is newer than all that the watch of its kind has told: what we missed then was
-    its deletion.
+S2. An object that isn't here comes in only if it is newer than its deletion, and than all that a watch of its kind has told in
+    order: what we missed then was its deletion.
 S3. Every watch ends after about ten minutes and a list follows. What is here and not in the list is gone.
 """
 
@@ -38,6 +38,8 @@ class Store:
         self._objects: dict[Key, dict[Slot, Object]] = {}
         self._told: dict[str, int] = {}
         """by kind: up to which resourceVersion lists and watches have told everything"""
+        self._deleted: dict[tuple[Key, Slot], int] = {}
+        """objects that went -> the version of their deletion, until a list says it all"""
         self._heard_at: dict[str, float] = {}
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -66,7 +68,7 @@ class Store:
         known = self._objects.get(key, {}).get(slot)
         version = _version(seen)
         if known is None:
-            if version <= self._told.get(kind.name, 0):
+            if version <= max(self._told.get(kind.name, 0), self._deleted.get((key, slot), 0)):
                 return False  # keeps S2
         elif version <= _version(known):
             return False  # keeps S1
@@ -77,6 +79,7 @@ class Store:
         """A deletion. Whether the object was here, in no newer version."""
         key, slot = place(kind, seen)
         known = self._objects.get(key, {}).get(slot)
+        self._deleted[key, slot] = max(self._deleted.get((key, slot), 0), _version(seen))
         if known is None or _version(known) > _version(seen):
             return False
         del self._objects[key][slot]
@@ -84,15 +87,16 @@ class Store:
             del self._objects[key]
         return True
 
-    def event(self, kind: Kind, type: str, seen: Object) -> None:
-        """What a watch told."""
+    def event(self, kind: Kind, type: str, seen: Object, *, in_order: bool = True) -> None:
+        """What a watch told; `in_order`: after everything older of its kind, which kopf's handlers are not."""
         self._heard_at[kind.name] = self._clock()
         news = False
         if type == "DELETED":
             news = self.drop(kind, seen)
         elif type != "BOOKMARK":
             news = self.put(kind, seen)
-        self._told[kind.name] = max(self._told.get(kind.name, 0), _version(seen))
+        if in_order:
+            self._told[kind.name] = max(self._told.get(kind.name, 0), _version(seen))
         if news:
             self._wake(place(kind, seen)[0], Lane.URGENT)
 
@@ -115,6 +119,9 @@ class Store:
             elif kind is RESOURCE:
                 self._wake(place(kind, item)[0], Lane.RESYNC)
         self._told[kind.name] = max(self._told.get(kind.name, 0), int(version))
+        for place_, deleted in list(self._deleted.items()):
+            if place_[1][0] == kind.name and deleted <= int(version):
+                del self._deleted[place_]
 
     def _put_listed(self, kind: Kind, item: Object) -> bool:
         """As `put`, but S2 does not apply: what a list contains is there."""

@@ -158,8 +158,10 @@ class WorkQueue(Generic[K]):
     async def _next(self) -> K:
         while (key := self.backlog.take()) is None:
             self._changed.clear()
+            # Not wait_for: it makes a task, and kopf, when it ends, waits for tasks that are younger than itself.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self.backlog.due_in())
+                async with asyncio.timeout(self.backlog.due_in()):
+                    await self._changed.wait()
         return key
 
     async def _one(self, key: K, work: Callable[[K], Awaitable[float | None]]) -> None:

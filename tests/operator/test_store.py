@@ -56,6 +56,19 @@ def test_an_answer_that_its_deletion_overtook_stays_out(store: Store) -> None:
     assert names(store) == set()
 
 
+def test_events_out_of_order_bring_in_every_object(store: Store) -> None:
+    """kopf hands each object's events to a task of its own."""
+    store.listed(RESOURCE, [], "1")
+    for name, version in (("b", 9), ("a", 5)):
+        store.event(RESOURCE, "ADDED", child(name, version, kind=RESOURCE), in_order=False)
+    assert {resource["metadata"]["name"] for resource in store.resources()} == {"a", "b"}
+    store.event(RESOURCE, "DELETED", child("a", 12, kind=RESOURCE), in_order=False)
+    assert not store.put(RESOURCE, child("a", 11, kind=RESOURCE))
+    store.listed(RESOURCE, [child("b", 9, kind=RESOURCE)], "20")
+    assert not store.put(RESOURCE, child("a", 11, kind=RESOURCE))
+    assert store.put(RESOURCE, child("a", 21, kind=RESOURCE))
+
+
 def test_a_late_deletion_of_a_namesake_harms_nobody(store: Store) -> None:
     store.put(DEPLOYMENT, child("a", 9, uid="new"))
     store.event(DEPLOYMENT, "DELETED", child("a", 7, uid="old"))

@@ -297,7 +297,8 @@ class KubernetesBackend:
                 self._cluster.store.put(POD, patched)
 
     def _pods(self) -> list[Object]:
-        children = self._cluster.store.children(self._key).items()
+        """In one order, or a message that names some would change with each restart."""
+        children = sorted(self._cluster.store.children(self._key).items())
         return [
             pod
             for (kind, _), pod in children

@@ -263,6 +263,10 @@ class Home:
         found = await self.get(SECRET, name)
         return {key: base64.b64decode(value).decode() for key, value in found["data"].items()}
 
+    async def logs(self, pod: str) -> str:
+        response = await self.kube._open("GET", POD.path(self.namespace, pod, "log"))
+        return (await response.read()).decode()
+
     def document(self, name: str) -> DesiredState | None:
         with Redis.from_url(self.url) as redis:
             body = redis.hget(document_key(self.namespace, name), "body")

@@ -340,8 +340,9 @@ async def test_events_tell_of_transitions_only(home: Any, operator: Any, until: 
 
     (pod,) = await until(lambda: _pods(home), "a pod")
     await home.set_ready(pod)
-    await home.condition("d", "ModelReady", "True")
-    await until(lambda: _any(told, "ModelReady is True"), "an Event")
+    await home.condition("d", "Available", "True")
+    await until(lambda: _any(told, "Available is True"), "an Event")
+    await home.quiet()
     before = await told()
     for number in range(3):
         await home.kube.merge(RESOURCE, home.namespace, "d", {"metadata": {"annotations": {"n": str(number)}}})

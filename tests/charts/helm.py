@@ -1,0 +1,42 @@
+"""Helm in a process of its own: a question as JSON in, the answer as JSON out.
+
+Not in the tests' process: Helm is a Go program as a library, whose threads and signal handlers stay until the process ends.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import helm_python as helm
+
+CHART = Path(__file__).parents[2] / "charts/inferengine"
+
+
+def lint(values: dict[str, Any]) -> list[str]:
+    """What is wrong, a line each; hints are left out."""
+    report = helm.lint(CHART, values, strict=True)
+    warning = 2
+    return [*report["errors"], *(found["error"] for found in report["messages"] if found["severity"] >= warning)]
+
+
+def render(values: dict[str, Any], name: str, namespace: str) -> dict[str, str]:
+    """By template."""
+    with helm.Chart.load(CHART) as chart:
+        chart.validate_schema(values)
+        return chart.render(values, name=name, namespace=namespace)
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    try:
+        answer: dict[str, Any] = {"answer": {"lint": lint, "render": render}[asked.pop("do")](**asked)}
+    except helm.HelmError as error:
+        answer = {"error": str(error)}
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

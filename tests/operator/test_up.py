@@ -178,6 +178,7 @@ def test_status_as_json(running: Deployment) -> None:
         "Available": "True",
         "TenantsProgrammed": "True",
         "QuotaStoreReachable": "True",
+        "Degraded": "False",
         "Ready": "True",
     }
     assert running.process is not None

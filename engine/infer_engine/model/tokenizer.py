@@ -80,7 +80,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """With the special tokens that the tokenizer puts around a text, such as a leading bos."""
-        return self.backend.encode(text, add_special_tokens=True).ids
+        return self._encode(text, add_special_tokens=True)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Special tokens are left out; bytes that are no UTF-8 become U+FFFD."""
@@ -94,7 +94,11 @@ class Tokenizer:
             text = self._template.render(messages, self.special_tokens)
         except ChatTemplateError as error:
             raise InvalidRequestError(f"messages: the model's chat template refuses them: {error}") from error
-        return self.backend.encode(text, add_special_tokens=False).ids
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # As a batch of one: `encode` keeps the interpreter's lock, and with it every other thread, for up to a second
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class InferenceEngine:
             num_waiting=lambda: self._scheduler.num_waiting,
             on_end=self._end_everything,
             gather_s=config.schedule_interval_ms / 1e3,
-            gather_until=config.max_batch_size,
+            gather_until=min(config.max_batch_size, config.max_concurrent_requests),
         )
         # Start-up leaves a million long-lived objects, which full collections would walk in the middle of a step
         gc.collect()
@@ -340,7 +340,7 @@ def _new_scheduler(
     return Scheduler(
         RadixCache(),
         SlotAllocator(config.max_cache_tokens),
-        max_batch_size=config.max_batch_size,
+        max_batch_size=min(config.max_batch_size, config.max_concurrent_requests),
         max_sequence_tokens=min(max_model_len, config.max_cache_tokens),
         prefill_budget=config.chunked_prefill_tokens,
         use_cache=config.prefix_cache,

@@ -136,6 +136,20 @@ def test_concurrent_callers_beyond_the_limit_wait_for_their_turn(model: Any, wai
         assert max(len(batch) for batch in model.batches) <= 2
 
 
+def test_submitted_requests_beyond_the_limit_wait_in_the_queue(model: Any) -> None:
+    """As a server's do, which come by `submit`."""
+    config = EngineConfig(max_cache_tokens=2048, max_batch_size=8, max_concurrent_requests=2, schedule_interval_ms=1000)
+    reasons: list[str] = []
+    with InferenceEngine(model, config) as engine:
+        for index in range(6):
+            engine.submit(
+                [index, 7], GREEDY, on_event=lambda event: reasons.append(getattr(event, "finish_reason", ""))
+            )
+        engine.close(drain=True)
+    assert [reason for reason in reasons if reason] == ["length"] * 6
+    assert max(len(batch) for batch in model.batches) == 2
+
+
 def test_a_full_queue_refuses_and_takes_again_later(model: Any, wait_until: Make) -> None:
     config = EngineConfig(max_cache_tokens=2048, max_batch_size=2, max_queue_size=3, schedule_interval_ms=0)
     finished: list[FinishedEvent] = []

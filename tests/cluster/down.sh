@@ -16,12 +16,13 @@ shims() {
 }
 
 end_processes() {
-  local file pids
+  local file pids end=$((SECONDS + 20))
   stop kubelet # first: it would start again what ends
   stop containerd
   for file in "$PIDS"/*; do [ ! -e "$file" ] || stop "$(basename "$file")"; done
   # Until none is left: one may start another while the list is read, and a killed one takes a moment to go.
   while pids=$(shims; pod_processes) && [ -n "$pids" ]; do
+    [ $SECONDS -lt $end ] || fail "these processes can't be ended: $(echo $pids)"
     kill -KILL $pids 2>/dev/null || true
     sleep 0.05
   done

@@ -12,5 +12,6 @@ alive kwok || start_in_network kwok "$KWOK" --kubeconfig="$CERTIFICATES/kwok.kub
   --cidr=$FAKE_POD_RANGE --node-ip=127.0.0.1 --server-address=127.0.0.1:10247
 [ "$count" -gt 0 ] || exit 0
 for ((i = 0; i < count; i++)); do sed "s/@NAME@/kwok-$i/g" "$HERE/config/kwok-node.yaml"; done | kubectl apply -f - >/dev/null
-nodes_are_ready() { kubectl wait --for=condition=Ready node --selector type=kwok --timeout=5s; }
-wait_until "ready fake nodes" 120 kwok nodes_are_ready
+# Counted, since `kubectl wait` asks for one node after the other: 10 s for 100 of them.
+nodes_are_ready() { [ "$(kubectl get nodes --selector type=kwok --no-headers | awk '$2 == "Ready"' | wc -l)" -ge "$count" ]; }
+wait_until "$count ready fake nodes" $((60 + count)) kwok nodes_are_ready

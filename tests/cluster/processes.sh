@@ -1,8 +1,9 @@
 # Sourced: starting and ending the cluster's processes. $PIDS/NAME holds "pid start-time" of each; the time tells our process
 # from a later one with the same number, so that nothing else is ever ended.
 
-# start_time PID: clock ticks since the machine's start (field 22 of stat; the name before it may hold spaces).
-start_time() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+# start_time PID: clock ticks since the machine's start (field 22 of stat, counted after the name, which may hold spaces);
+# nothing for a process that has ended, be it still in the table.
+start_time() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" && $1 != "X" {print $20}'; }
 
 # start NAME COMMAND...: in a session of its own, so that a terminal's Ctrl-C does not reach it. Descriptor 9 is the lock of
 # whoever starts it, which must not live on in it.

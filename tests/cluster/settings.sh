@@ -46,7 +46,7 @@ KWOK=$(program kwok)/kwok
 COREDNS=$(program coredns)/coredns
 PAUSE=$(program pause)/pause
 PACKAGES=$CACHE/packages-$(source_key packages.sh /etc/os-release)
-IMAGES=$CACHE/images-$(source_key images binaries/coredns binaries/pause)
+IMAGES=$CACHE/images-$(source_key images/build.sh images/oci_image.py binaries/coredns binaries/pause)
 
 # The newest client, whatever the machine's own kubectl is.
 kubectl() { in_network "$STATE/bin/kubectl" --kubeconfig "$CLUSTER_KUBECONFIG" "$@"; }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +105,16 @@ def test_zeromq_passes_a_cluster_ip_from_the_tests(echo_service: str) -> None:
         socket.connect(f"tcp://{echo_service}:{PORT}")
         socket.send(b"hello")
         assert socket.recv() == b"echo hello"
+
+
+@pytest.mark.our_cluster
+def test_the_same_kubeconfig_serves_outside_the_network() -> None:
+    callers_network = (
+        f"/proc/{os.getppid()}/ns/net"  # that of whoever called run.sh, which brought us into the cluster's
+    )
+    assert os.readlink(callers_network) != os.readlink("/proc/self/ns/net")
+    command = ["nsenter", f"--net={callers_network}", "kubectl", "get", "--raw=/readyz"]
+    assert subprocess.check_output(command, text=True) == "ok"
 
 
 @pytest.mark.our_cluster

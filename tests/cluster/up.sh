@@ -7,12 +7,16 @@ set -euo pipefail
 . "$HERE/lock.sh"
 
 # A cluster of other sources is replaced, so that tests never run on yesterday's.
-MADE_OF="$KUBERNETES $KWOK $PACKAGES $IMAGES $(source_key config)"
+STEPS=(network.sh certificates.sh control_plane.sh node.sh dns.sh)
+MADE_OF="$KUBERNETES $KWOK $PACKAGES $IMAGES $(source_key config "${STEPS[@]}")"
 
 is_up() {
   local file
-  [ "$(cat "$STATE/made-of" 2>/dev/null)" = "$MADE_OF" ] || return 1
-  for file in "$PIDS"/*; do alive "$(basename "$file")" || return 1; done
+  [ -e "$STATE/made-of" ] || return 1
+  [ "$(cat "$STATE/made-of")" = "$MADE_OF" ] || { say "the cluster was made of other sources: it is started anew"; return 1; }
+  for file in "$PIDS"/*; do
+    alive "$(basename "$file")" || { say "$(basename "$file") has ended: the cluster is started anew"; return 1; }
+  done
 }
 
 undo() {
@@ -39,11 +43,7 @@ if ! is_up; then
   ln -s "$KUBERNETES" "$STATE/bin/kubectl"
   ln -s "$PACKAGES/usr/bin/ctr" "$STATE/bin/ctr"
   trap undo EXIT
-  "$HERE/network.sh"
-  "$HERE/certificates.sh"
-  "$HERE/control_plane.sh"
-  "$HERE/node.sh"
-  "$HERE/dns.sh"
+  for step in "${STEPS[@]}"; do "$HERE/$step"; done
   trap - EXIT
   echo "$MADE_OF" >"$STATE/made-of"
 fi

@@ -40,6 +40,8 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         state = json.dumps([backend.to_str(), chat_template, self.special_tokens, sorted(eos_token_ids)])
+        self.longest_token = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
+        """Characters of a text that one token can stand for, at most."""
         self.digest = hashlib.sha256(state.encode()).hexdigest()
 
     @classmethod

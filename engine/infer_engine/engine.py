@@ -9,7 +9,6 @@ of its own. Events are delivered from the engine's thread at the end of a step, 
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import threading
@@ -50,6 +49,8 @@ class InferenceEngine:
     on_step_end: called from the engine's thread after the events of a step, so that a server can send them together.
     start_thread: False leaves the step loop to the caller, who then calls `step()` while `has_work`, from one thread;
         `generate`, `stream` and their asyncio forms need the engine's thread.
+    The process is its owner's: one that serves calls `limit_spinning` (cpu.py) before torch is imported, and `gc.freeze()` once
+    the engine is there, as full collections would walk its million objects in the middle of a step.
     Raises ConfigError or ModelLoadError.
     """
 
@@ -92,9 +93,6 @@ class InferenceEngine:
             gather_s=config.schedule_interval_ms / 1e3,
             gather_until=min(config.max_batch_size, config.max_concurrent_requests),
         )
-        # Start-up leaves a million long-lived objects, which full collections would walk in the middle of a step
-        gc.collect()
-        gc.freeze()
         if start_thread:
             self._loop.start()
 
@@ -306,7 +304,6 @@ class InferenceEngine:
         with self._queue_mutex:  # no request slips in after the last look
             self._loop.begin_close(drain=drain)
         self._loop.join()
-        gc.unfreeze()
 
     def __enter__(self) -> Self:
         return self

@@ -7,17 +7,20 @@ Snapshot each second. It ends when the stream does. The main thread reads, the e
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from infer_engine.config import EngineConfig
+from infer_engine.cpu import limit_spinning, limit_threads
 from infer_engine.errors import ConfigError, InferEngineError, ModelLoadError
 from infer_engine.model.source import inspect_checkpoint, resolve_model
 from infer_engine.request import Event, FinishedEvent, SamplingParams, TokensEvent
@@ -38,21 +41,34 @@ READ_BYTES = 1 << 18
 
 
 def run(config: PodConfig, link_fd: int) -> int:
+    link = socket.socket(fileno=link_fd)
+    outbox = Outbox(link)
     try:
-        engine_config = EngineConfig.from_mapping(config.engine)
-        inspect_checkpoint(resolve_model(config.model))
-        # Only now: torch takes seconds to load, and what is wrong above is said at once
-        from infer_engine.engine import InferenceEngine
-
-        link = socket.socket(fileno=link_fd)
-        outbox = Outbox(link)
-        engine = InferenceEngine(config.model, engine_config, on_step_end=outbox.flush)
+        engine = _start_engine(config, on_step_end=outbox.flush)
         ready = _ready(config.model_name, engine)
     except (ConfigError, ModelLoadError) as error:
         log.error("the model can't be served: %s", error)
         return EXIT_MODEL
     with engine:
         return EngineHost(engine, link, outbox).run(ready)
+
+
+def _start_engine(config: PodConfig, on_step_end: Callable[[], None]) -> InferenceEngine:
+    """Raises ConfigError or ModelLoadError."""
+    engine_config = EngineConfig.from_mapping(config.engine)
+    inspect_checkpoint(resolve_model(config.model))
+    # A million objects come and stay: the collector finds nothing among them, neither now (a second) nor in a step later on
+    gc.disable()
+    limit_spinning()
+    # Only now: torch takes seconds to load, and what is wrong above is said at once
+    from infer_engine.engine import InferenceEngine
+
+    limit_threads()
+    engine = InferenceEngine(config.model, engine_config, on_step_end=on_step_end)
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    return engine
 
 
 def _ready(model_name: str, engine: InferenceEngine) -> ipc.EngineReady:

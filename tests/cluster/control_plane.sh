@@ -56,7 +56,7 @@ start_controller_manager() {
 
 start_etcd
 start_api_server
-start api-forwarder python3 "$HERE/api_forwarder.py" $API_PORT "/run/netns/$NETNS"
+start api-forwarder "$PYTHON" "$HERE/api_forwarder.py" $API_PORT "/run/netns/$NETNS"
 wait_until "ready API server" 120 kube-apiserver kubectl get --raw=/readyz
 start_scheduler
 start_controller_manager

@@ -16,11 +16,13 @@ need flock util-linux
 need ip iproute2
 need nsenter util-linux
 need openssl openssl
-need python3 python3
+need "$PYTHON" python3
 need setsid util-linux
 need unshare util-linux
 [ ${#missing[@]} = 0 ] || fail "missing: $(printf '%s; ' "${missing[@]}" | sed 's/; $//')"
 
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || fail "Python 3.11 or newer is needed, $PYTHON is $("$PYTHON" -V 2>&1): name another with make PYTHON=python3.12"
 [ -e /sys/fs/cgroup ] || fail "missing: a cgroup file system at /sys/fs/cgroup"
 grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || fail "missing: the kernel's overlay file system (modprobe overlay)"
 

@@ -29,6 +29,8 @@ POD_RANGE=10.244.0.0/24
 # kwok invents addresses for the pods of its nodes; nothing routes there.
 FAKE_POD_RANGE=10.245.0.0/16
 
+PYTHON=${PYTHON:-python3}
+
 say() { printf '>> %s\n' "$*" >&2; }
 fail() { printf 'cluster: %s\n' "$*" >&2; exit 1; }
 

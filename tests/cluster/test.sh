@@ -6,7 +6,9 @@ set -euo pipefail
 
 PYTHON_BIN=${VENV:-.venv}/bin
 was_up=true
-if ! users_cluster; then
+if users_cluster; then
+  command -v kubectl >/dev/null || fail "missing: kubectl in PATH, for the cluster that KUBECONFIG names"
+else
   [ "$(id -u)" = 0 ] || fail "root is needed, or KUBECONFIG set to a cluster of your own"
   take_lock
   [ -e "$CLUSTER_KUBECONFIG" ] || was_up=false

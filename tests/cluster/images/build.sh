@@ -10,7 +10,7 @@ set -euo pipefail
 say "making images"
 unfinished=$IMAGES.unfinished
 rm -rf "$unfinished" && mkdir -p "$unfinished"
-image() { python3 "$HERE/images/oci_image.py" --out "$unfinished/$1.tar" --name "inferengine.local/$1:1" --root "$unfinished/$1" "${@:2}"; }
+image() { "$PYTHON" "$HERE/images/oci_image.py" --out "$unfinished/$1.tar" --name "inferengine.local/$1:1" --root "$unfinished/$1" "${@:2}"; }
 
 mkdir "$unfinished/pause" && cp "$PAUSE" "$unfinished/pause/"
 image pause --entrypoint /pause

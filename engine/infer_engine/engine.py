@@ -50,7 +50,7 @@ class InferenceEngine:
     start_thread: False leaves the step loop to the caller, who then calls `step()` while `has_work`, from one thread;
         `generate`, `stream` and their asyncio forms need the engine's thread.
     The process is its owner's: one that serves calls `limit_spinning` (cpu.py) before torch is imported, and `gc.freeze()` once
-    the engine is there, as full collections would walk its million objects in the middle of a step.
+    the engine is there, as full collections would walk its 400,000 objects in the middle of a step.
     Raises ConfigError or ModelLoadError.
     """
 
@@ -126,13 +126,16 @@ class InferenceEngine:
 
     def _deliver(self) -> None:
         events = self._scheduler.take_events()
-        with self._queue_mutex:
-            for sequence, event in events:
-                if isinstance(event, FinishedEvent):
-                    del self._unfinished[sequence.request_id]
         for sequence, event in events:
+            if isinstance(event, FinishedEvent):
+                with self._queue_mutex:  # who has seen the event finds room for another request
+                    del self._unfinished[sequence.request_id]
             _tell(sequence, event, self._scheduler.cancel)
-        if events and self._on_step_end is not None:
+        if events:
+            self._tell_step_end()
+
+    def _tell_step_end(self) -> None:
+        if self._on_step_end is not None:
             try:
                 self._on_step_end()
             except Exception:
@@ -273,8 +276,13 @@ class InferenceEngine:
 
     @property
     def is_closed(self) -> bool:
-        """True also after the step loop broke down; every request has had its FinishedEvent then."""
+        """It takes no more requests: from the first `close` on, and after the step loop broke down."""
         return self._loop.is_closing
+
+    @property
+    def has_ended(self) -> bool:
+        """Closed, and every request has had its FinishedEvent."""
+        return self._loop.has_ended
 
     def engine_stats(self) -> EngineStats:
         return self._stats.snapshot()
@@ -287,7 +295,10 @@ class InferenceEngine:
         return dict(self._tenant_usage)
 
     def drop_namespace(self, namespace: str) -> None:
-        """Forget a namespace's cached prompts. Its running requests go on and leave nothing behind. Acts between two steps."""
+        """Forget a namespace's cached prompts. The requests that it has now go on and leave nothing behind.
+
+        Acts between two steps.
+        """
 
         def drop() -> None:
             self._scheduler.drop_namespace(namespace)
@@ -313,7 +324,7 @@ class InferenceEngine:
     ) -> None:
         self.close()
 
-    def _end_everything(self, failure: Exception | None) -> None:
+    def _end_everything(self, failure: BaseException | None) -> None:
         """The loop's last act. After a failure the scheduler's state is not to be trusted, the callers must hear all the same."""
         if failure is None:
             closed = EngineClosedError("the engine was closed before this request was done")
@@ -327,8 +338,7 @@ class InferenceEngine:
         for sequence in unfinished:
             self._stats.record_finished("error")
             _tell(sequence, FinishedEvent("error", sequence.usage(), 0.0, broken), lambda request_id: None)
-        if self._on_step_end is not None:
-            self._on_step_end()
+        self._tell_step_end()
 
 
 def _new_scheduler(

@@ -57,7 +57,7 @@ def _start_engine(config: PodConfig, on_step_end: Callable[[], None]) -> Inferen
     """Raises ConfigError or ModelLoadError."""
     engine_config = EngineConfig.from_mapping(config.engine)
     inspect_checkpoint(resolve_model(config.model))
-    # A million objects come and stay: the collector finds nothing among them, neither now (a second) nor in a step later on
+    # 400,000 objects come and stay: the collector finds nothing among them, neither now (a second) nor in a step later on
     gc.disable()
     limit_spinning()
     # Only now: torch takes seconds to load, and what is wrong above is said at once
@@ -128,6 +128,7 @@ class EngineHost:
         self._engine = engine
         self._link = link
         self._outbox = outbox
+        self._is_ending = threading.Event()
         self._live: dict[int, Live] = {}
         """By the gateway's id. Added by the reader, removed with the last event, by whichever thread has it."""
 
@@ -145,6 +146,8 @@ class EngineHost:
                     self._handle(decoder.decode(body))
         except ConnectionError:
             pass
+        finally:
+            self._is_ending.set()
         log.info("the gateway closed the stream")
         return 0
 
@@ -168,7 +171,7 @@ class EngineHost:
         live = self._live[message.id] = Live()
         try:
             live.engine_id = self._engine.submit(
-                np.frombuffer(message.token_ids, dtype="<i4").tolist(),
+                np.frombuffer(message.token_ids, dtype="<i4"),
                 SamplingParams(**message.params),
                 namespace=message.namespace,
                 tenant=message.tenant,
@@ -182,12 +185,13 @@ class EngineHost:
 
     def _report(self) -> None:
         while True:
-            if self._engine.is_closed:
+            if self._engine.has_ended and not self._is_ending.is_set():  # in this order: the end is announced first
                 log.error("the engine broke down, its process ends")
                 os._exit(EXIT_BROKEN)  # the main thread sits in recv, and nothing is left to clean up
             self._outbox.put(self._snapshot())
             self._outbox.flush()
-            time.sleep(SNAPSHOT_SECONDS)
+            if self._is_ending.wait(SNAPSHOT_SECONDS):
+                return
 
     def _snapshot(self) -> ipc.Snapshot:
         stats = {name: float(value) for name, value in dataclasses.asdict(self._engine.engine_stats()).items()}

@@ -32,6 +32,11 @@ class SampledToken:
     error: InferEngineError | None = None
 
 
+def not_finite() -> SampledToken:
+    message = "the model computed logits that are not finite (NaN or infinite) for this request"
+    return SampledToken(-1, error=InferEngineError(message, code="non_finite_logits"))
+
+
 class SamplingState:
     """What one request's sampling remembers: its random numbers and the tokens that penalties count.
 
@@ -143,8 +148,7 @@ class Sampler:
         sampled = []
         for row, (state, is_finite, token_id) in enumerate(zip(states, finite_rows, token_ids, strict=True)):
             if not is_finite:
-                message = "the model computed logits that are not finite (NaN or infinite) for this request"
-                sampled.append(SampledToken(-1, error=InferEngineError(message, code="non_finite_logits")))
+                sampled.append(not_finite())
                 continue
             state.record(token_id)
             count = state.params.logprobs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -108,16 +110,89 @@ def test_chat_remembers_what_was_said(quickstart: Quickstart) -> None:
     assert num_prompt[0] < num_cached < num_prompt[1]  # the second turn begins with the whole first one
 
 
+class Terminal:
+    """A command with a person in front of it: what it writes can be waited for, what is typed reaches it."""
+
+    def __init__(self, quickstart: Quickstart, *arguments: str) -> None:
+        self._master, slave = os.openpty()
+        self._seen = b""
+        self.process = subprocess.Popen(
+            [*INFERENGINE, *arguments],
+            cwd=REPOSITORY,
+            env=quickstart.environment,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
+        os.close(slave)
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def until(self, text: str) -> str:
+        """What it writes up to `text`; what comes after it is for the next call."""
+        deadline = time.monotonic() + SECONDS
+        while text.encode() not in self._seen:
+            assert time.monotonic() < deadline, f"still waiting for {text!r}: {self._seen!r}"
+            if select.select([self._master], [], [], 0.1)[0]:
+                self._seen += os.read(self._master, 4096)
+        before, _, self._seen = self._seen.partition(text.encode())
+        return before.decode()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(SECONDS)
+        os.close(self._master)
+
+
+def test_chat_at_a_terminal_outlives_ctrl_c_and_a_refused_turn(quickstart: Quickstart) -> None:
+    arguments = ["--tenant", "acme", "--temperature", "0", "--max-tokens", "1900", "--system", "Count from 1 to 1000."]
+    with contextlib.closing(Terminal(quickstart, "chat", *arguments)) as terminal:
+        assert "Ctrl-C stops an answer" in terminal.until("you> ")
+        terminal.type("Begin.\r")
+        terminal.until("Begin.\r\n")
+        terminal.until(" ")  # the answer has begun
+        terminal.process.send_signal(signal.SIGINT)
+        assert "tokens" not in terminal.until("[stopped]")
+        terminal.until("you> ")
+        terminal.type(f"{'again ' * 200}\r")
+        assert "max_tokens: got 1900" in terminal.until("you> ")
+        terminal.type("/clear\r")
+        terminal.until("you> ")
+        terminal.type("Begin.\r")
+        terminal.until("Begin.\r\n")
+        terminal.until(" ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.until("you> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(SECONDS) == 0
+
+
+def test_chat_into_a_pipe_that_closes_ends_quietly(quickstart: Quickstart) -> None:
+    chat = " ".join([*INFERENGINE, "chat", "--tenant", "acme", "--max-tokens", "60", "hello"])
+    cut = quickstart.run("sh", "-c", f"{chat} | head -c 1")
+    assert (len(cut.stdout), cut.stderr) == (1, "")
+
+
 def test_chat_says_what_is_wrong(quickstart: Quickstart) -> None:
     nobody = quickstart.chat("--tenant", "nobody", "hello")
     assert nobody.returncode == 2
     assert nobody.stderr == (
-        f"inferengine chat: no credentials of tenant 'nobody' in {quickstart.state}: is `inferengine up` running? "
-        "Otherwise give --credentials FILE\n"
+        f"inferengine chat: no credentials of tenant 'nobody' in {quickstart.state}: there are acme, globex; "
+        "other files by --credentials FILE\n"
     )
     hot = quickstart.chat("--tenant", "acme", "--temperature", "nan", "hello")
     assert hot.returncode == 1
     assert hot.stderr.startswith("inferengine chat: invalid_request: temperature: got nan; must be a finite number")
+    nowhere = quickstart.chat("--tenant", "acme", "--deployment", "nope", "hello")
+    assert nowhere.stderr == (
+        f"inferengine chat: no credentials of tenant 'acme' in {quickstart.state.parent}/nope: is `inferengine up` running?; "
+        "other files by --credentials FILE\n"
+    )
+    absent = quickstart.chat("--credentials", "/nonexistent.json", "hello")
+    assert (absent.returncode, absent.stderr) == (2, "inferengine chat: /nonexistent.json: No such file or directory\n")
     both = quickstart.chat("hello")
     assert both.returncode == 2
     assert "give either --tenant NAME or --credentials FILE" in both.stderr

@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-export PYTHON VENV
+KWOK_NODES ?= 3
+export PYTHON VENV KWOK_NODES
 
-.PHONY: help setup demo test check bench soak format constraints clean
+.PHONY: help setup demo test test-cluster check bench soak cluster cluster-down format constraints clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -19,6 +20,9 @@ demo: setup ## Serve a real model to two tenants and watch every promise being k
 test: setup check ## All checks and all tests but the cluster's
 	@$(BIN)/pytest
 
+test-cluster: setup ## The tests that need Kubernetes (root and Go, or KUBECONFIG set to a cluster of yours)
+	@tests/cluster/test.sh
+
 check: setup ## Format, lint, types, import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
@@ -27,6 +31,12 @@ soak: setup ## The same tests with full counts
 
 bench: setup ## Every figure that we publish, into docs/results/
 	@$(BIN)/python benchmarks/run.py --out docs/results
+
+cluster: ## Start Kubernetes on this machine and print KUBECONFIG=... (KWOK_NODES=100: with 100 fake nodes)
+	@tests/cluster/up.sh $(KWOK_NODES)
+
+cluster-down: ## End it
+	@tests/cluster/down.sh
 
 format: setup ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

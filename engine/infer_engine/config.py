@@ -19,7 +19,8 @@ class EngineConfig:
     max_batch_size: sequences computed together in one step.
     max_queue_size: requests waiting beyond that; one more is refused with `queue_full`.
     schedule_interval_ms: the longest an idle engine waits to gather arrivals into its first batch, in ms (0: start at once).
-    max_concurrent_requests: requests accepted and not yet finished by `generate` and `stream` callers; more callers wait.
+    max_concurrent_requests: requests in progress at once, however they came; callers of `generate` and `stream` beyond that
+        wait for their turn, submitted ones wait in the queue.
     max_cache_tokens: slots in the KV pool, running and cached requests together.
     num_layers, kv_dim: read from the model when None; given and different from the model's: ConfigError.
         kv_dim is num_kv_heads * head_dim.

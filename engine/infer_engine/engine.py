@@ -9,7 +9,6 @@ of its own. Events are delivered from the engine's thread at the end of a step, 
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import threading
@@ -50,6 +49,8 @@ class InferenceEngine:
     on_step_end: called from the engine's thread after the events of a step, so that a server can send them together.
     start_thread: False leaves the step loop to the caller, who then calls `step()` while `has_work`, from one thread;
         `generate`, `stream` and their asyncio forms need the engine's thread.
+    The process is its owner's: one that serves calls `limit_spinning` (cpu.py) before torch is imported, and `gc.freeze()` once
+    the engine is there, as full collections would walk its 400,000 objects in the middle of a step.
     Raises ConfigError or ModelLoadError.
     """
 
@@ -90,11 +91,8 @@ class InferenceEngine:
             num_waiting=lambda: self._scheduler.num_waiting,
             on_end=self._end_everything,
             gather_s=config.schedule_interval_ms / 1e3,
-            gather_until=config.max_batch_size,
+            gather_until=min(config.max_batch_size, config.max_concurrent_requests),
         )
-        # Start-up leaves a million long-lived objects, which full collections would walk in the middle of a step
-        gc.collect()
-        gc.freeze()
         if start_thread:
             self._loop.start()
 
@@ -128,13 +126,16 @@ class InferenceEngine:
 
     def _deliver(self) -> None:
         events = self._scheduler.take_events()
-        with self._queue_mutex:
-            for sequence, event in events:
-                if isinstance(event, FinishedEvent):
-                    del self._unfinished[sequence.request_id]
         for sequence, event in events:
+            if isinstance(event, FinishedEvent):
+                with self._queue_mutex:  # who has seen the event finds room for another request
+                    del self._unfinished[sequence.request_id]
             _tell(sequence, event, self._scheduler.cancel)
-        if events and self._on_step_end is not None:
+        if events:
+            self._tell_step_end()
+
+    def _tell_step_end(self) -> None:
+        if self._on_step_end is not None:
             try:
                 self._on_step_end()
             except Exception:
@@ -275,8 +276,13 @@ class InferenceEngine:
 
     @property
     def is_closed(self) -> bool:
-        """True also after the step loop broke down; every request has had its FinishedEvent then."""
+        """It takes no more requests: from the first `close` on, and after the step loop broke down."""
         return self._loop.is_closing
+
+    @property
+    def has_ended(self) -> bool:
+        """Closed, and every request has had its FinishedEvent."""
+        return self._loop.has_ended
 
     def engine_stats(self) -> EngineStats:
         return self._stats.snapshot()
@@ -289,7 +295,10 @@ class InferenceEngine:
         return dict(self._tenant_usage)
 
     def drop_namespace(self, namespace: str) -> None:
-        """Forget a namespace's cached prompts. Its running requests go on and leave nothing behind. Acts between two steps."""
+        """Forget a namespace's cached prompts. The requests that it has now go on and leave nothing behind.
+
+        Acts between two steps.
+        """
 
         def drop() -> None:
             self._scheduler.drop_namespace(namespace)
@@ -306,7 +315,6 @@ class InferenceEngine:
         with self._queue_mutex:  # no request slips in after the last look
             self._loop.begin_close(drain=drain)
         self._loop.join()
-        gc.unfreeze()
 
     def __enter__(self) -> Self:
         return self
@@ -316,7 +324,7 @@ class InferenceEngine:
     ) -> None:
         self.close()
 
-    def _end_everything(self, failure: Exception | None) -> None:
+    def _end_everything(self, failure: BaseException | None) -> None:
         """The loop's last act. After a failure the scheduler's state is not to be trusted, the callers must hear all the same."""
         if failure is None:
             closed = EngineClosedError("the engine was closed before this request was done")
@@ -330,8 +338,7 @@ class InferenceEngine:
         for sequence in unfinished:
             self._stats.record_finished("error")
             _tell(sequence, FinishedEvent("error", sequence.usage(), 0.0, broken), lambda request_id: None)
-        if self._on_step_end is not None:
-            self._on_step_end()
+        self._tell_step_end()
 
 
 def _new_scheduler(
@@ -340,7 +347,7 @@ def _new_scheduler(
     return Scheduler(
         RadixCache(),
         SlotAllocator(config.max_cache_tokens),
-        max_batch_size=config.max_batch_size,
+        max_batch_size=min(config.max_batch_size, config.max_concurrent_requests),
         max_sequence_tokens=min(max_model_len, config.max_cache_tokens),
         prefill_budget=config.chunked_prefill_tokens,
         use_cache=config.prefix_cache,

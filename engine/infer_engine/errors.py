@@ -8,7 +8,7 @@
       RetryableError      nothing is wrong with the request: try again after `retry_ms`
         QueueFullError
         EngineClosedError
-      StaleHandleError    a prefix that was matched is gone: match again
+      StaleHandle         a prefix that was matched is gone: match again
 
 `code` is stable and goes over the wire; the message is for a person and says what to do.
 """
@@ -58,5 +58,5 @@ class EngineClosedError(RetryableError):
     code = "engine_closed"
 
 
-class StaleHandleError(InferEngineError):
+class StaleHandle(InferEngineError):  # noqa: N818 - the name is part of the interface
     code = "stale_handle"

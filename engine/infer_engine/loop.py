@@ -34,7 +34,7 @@ class StepLoop:
         step: Callable[[], None],
         has_work: Callable[[], bool],
         num_waiting: Callable[[], int],
-        on_end: Callable[[Exception | None], None],
+        on_end: Callable[[BaseException | None], None],
         gather_s: float,
         gather_until: int,
     ) -> None:
@@ -54,6 +54,10 @@ class StepLoop:
     @property
     def is_closing(self) -> bool:
         return self._is_closing
+
+    @property
+    def has_ended(self) -> bool:
+        return self._has_ended
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="infer-engine", daemon=True)
@@ -95,21 +99,21 @@ class StepLoop:
             self._thread.join()
 
     def _run(self) -> None:
-        failure: Exception | None = None
         try:
             while self._wait():
                 self._run_commands()
                 if self._has_work():
                     self._step()
-        except Exception as error:
+            self._on_end(None)
+        except BaseException as error:  # a listener's SystemExit, too: the others' callers wait
             logger.critical("the engine's step loop broke down", exc_info=True)
-            failure = error
-        with self._condition:
-            self._is_closing = True
-        try:
-            self._on_end(failure)
-        except Exception:
-            logger.critical("the engine's end failed", exc_info=True)
+            with self._condition:
+                self._is_closing = True
+            self._on_end(error)
+        finally:
+            self._refuse_commands()
+
+    def _refuse_commands(self) -> None:
         with self._condition:
             self._has_ended = True
             commands, self._commands = self._commands, []

@@ -15,6 +15,7 @@ FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
+MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
 
 
@@ -66,9 +67,14 @@ class SamplingParams:
             raise InvalidRequestError(f"stop: got {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are allowed")
         for text in self.stop:
             if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
+                given = f"{len(text)} characters" if isinstance(text, str) else repr(text)
                 raise InvalidRequestError(
-                    f"stop: each must be a string of 1 to {MAX_STOP_LENGTH} characters, got {text!r}"
+                    f"stop: each must be a string of 1 to {MAX_STOP_LENGTH} characters, got {given}"
                 )
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise InvalidRequestError(
+                f"stop_token_ids: got {len(self.stop_token_ids)}; at most {MAX_STOP_TOKEN_IDS} are allowed"
+            )
         for token_id in self.stop_token_ids:
             _require_int("stop_token_ids", token_id, low=0)
 
@@ -98,7 +104,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """prompt_tokens = cached_tokens (read from the prefix cache) + those computed; output_tokens were generated."""
+    """prompt_tokens = cached_tokens (read from the prefix cache) + those computed; output_tokens were generated.
+
+    Where a request ended before its first output token, prompt_tokens are those that were computed or read until then.
+    """
 
     prompt_tokens: int
     cached_tokens: int

@@ -6,12 +6,16 @@ In: a credentials file (found by the tenant's name in a local deployment's state
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from infer_server.client import Client, InferError
+from infer_server.client import Client, ConnectionLost, InferError
+
+HELP = "Ctrl-C stops an answer, /clear begins anew, Ctrl-D ends the chat"
+EXIT_INTERRUPTED = 130
 
 
 def state_home() -> Path:
@@ -27,9 +31,11 @@ def find_credentials(tenant: str, state_dir: Path | None, deployment: str | None
         names = ", ".join(path.parent.parent.name for path in found)
         raise FileNotFoundError(f"tenant {tenant!r} is in several deployments ({names}): choose one with --deployment")
     if not found:
-        looked = ", ".join(map(str, homes)) or str(state_home())
+        looked = ", ".join(map(str, homes)) or str(state_home() / (deployment or ""))
+        tenants = sorted({path.stem for home in homes for path in home.glob("credentials/[!.]*.json")})
+        known = f"there are {', '.join(tenants)}" if tenants else "is `inferengine up` running?"
         raise FileNotFoundError(
-            f"no credentials of tenant {tenant!r} in {looked}: is `inferengine up` running? Otherwise give --credentials FILE"
+            f"no credentials of tenant {tenant!r} in {looked}: {known}; other files by --credentials FILE"
         )
     return found[0]
 
@@ -50,8 +56,57 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
+def chat(argv: list[str]) -> int:
+    """Chat with a served model as one tenant."""
+    args = parse(argv)
+    try:
+        credentials = args.credentials or find_credentials(args.tenant, args.state_dir, args.deployment)
+        with Client.from_credentials(credentials) as client:
+            conversation = Conversation(client, args)
+            if not args.prompt and sys.stdin.isatty():
+                return converse(conversation)
+            for text in [" ".join(args.prompt)] if args.prompt else filter(None, map(str.strip, sys.stdin)):
+                conversation.ask(text)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever reads has seen enough, as in `| head`. Python writes out what it still holds when it ends: nowhere, now.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        tell(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return 2
+    except ValueError as error:
+        tell(str(error))
+        return 2
+    except InferError as error:
+        tell(explained(error))
+        return 1
+    return 0
+
+
+def converse(conversation: Conversation) -> int:
+    """With a person at a terminal: neither Ctrl-C nor a refused request ends it, and what was said before stays."""
+    print(HELP, file=sys.stderr)
+    for text in lines("you> "):
+        if text == "/clear":
+            conversation.clear()
+            continue
+        try:
+            conversation.ask(text)
+        except KeyboardInterrupt:
+            print("[stopped]", file=sys.stderr)
+        except InferError as error:
+            tell(explained(error))
+    print(file=sys.stderr)
+    return 0
+
+
 def lines(prompt: str) -> Iterator[str]:
-    """What a person types, until the end of input."""
+    """What a person types, until the end of input; with the arrow keys and a history where Python has them."""
+    if importlib.util.find_spec("readline"):
+        importlib.import_module("readline")
     while True:
         try:
             line = input(prompt).strip()
@@ -61,43 +116,53 @@ def lines(prompt: str) -> Iterator[str]:
             yield line
 
 
-def chat(argv: list[str]) -> int:
-    """Chat with a served model as one tenant."""
-    args = parse(argv)
-    try:
-        credentials = args.credentials or find_credentials(args.tenant, args.state_dir, args.deployment)
-        messages = [{"role": "system", "content": args.system}] if args.system else []
-        with Client.from_credentials(credentials) as client:
-            interactive = not args.prompt and sys.stdin.isatty()
-            said = [" ".join(args.prompt)] if args.prompt else lines("you> " if interactive else "")
-            for text in said:
-                messages.append({"role": "user", "content": text})
-                messages.append({"role": "assistant", "content": _answer(client, messages, args)})
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except (OSError, ValueError) as error:
-        print(f"inferengine chat: {error}", file=sys.stderr)
-        return 2
-    except InferError as error:
-        print(f"inferengine chat: {error}", file=sys.stderr)
-        return 1
-    return 0
+class Conversation:
+    """What both sides have said so far, and the next turn."""
+
+    def __init__(self, client: Client, args: argparse.Namespace) -> None:
+        self._client, self._args = client, args
+        self._messages: list[dict[str, str]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        self._messages = [{"role": "system", "content": self._args.system}] if self._args.system else []
+
+    def ask(self, text: str) -> None:
+        """Print the answer as it comes, and what it cost on stderr. A turn that fails is not remembered, a stopped one is."""
+        question = {"role": "user", "content": text}
+        stream = self._client.stream(
+            messages=[*self._messages, question], max_tokens=self._args.max_tokens, temperature=self._args.temperature
+        )
+        parts: list[str] = []
+        try:
+            with stream:
+                for delta in stream:
+                    parts.append(delta.text)
+                    print(delta.text, end="", flush=True)
+        except KeyboardInterrupt:
+            self._remember(question, parts)
+            raise
+        finally:
+            print(end="\n" if parts else "", flush=True)
+        self._remember(question, parts)
+        usage = stream.usage
+        assert usage is not None
+        print(
+            f"[{usage.prompt_tokens} prompt tokens, {usage.cached_tokens} of them cached; {usage.output_tokens} out; "
+            f"{stream.finish_reason}]",
+            file=sys.stderr,
+        )
+
+    def _remember(self, question: dict[str, str], parts: list[str]) -> None:
+        if parts:
+            self._messages += [question, {"role": "assistant", "content": "".join(parts)}]
 
 
-def _answer(client: Client, messages: list[dict[str, str]], args: argparse.Namespace) -> str:
-    """Print the answer as it comes, and what it cost on stderr; return it."""
-    stream = client.stream(messages=messages, max_tokens=args.max_tokens, temperature=args.temperature)
-    parts = []
-    for delta in stream:
-        parts.append(delta.text)
-        print(delta.text, end="", flush=True)
-    print()
-    usage = stream.usage
-    assert usage is not None
-    print(
-        f"[{usage.prompt_tokens} prompt tokens, {usage.cached_tokens} of them cached; {usage.output_tokens} out; "
-        f"{stream.finish_reason}]",
-        file=sys.stderr,
-    )
-    return "".join(parts)
+def tell(text: str) -> None:
+    print(f"inferengine chat: {text}", file=sys.stderr)
+
+
+def explained(error: InferError) -> str:
+    if isinstance(error, ConnectionLost):
+        return f"{error}; `inferengine status` tells whether it is served"
+    return str(error)

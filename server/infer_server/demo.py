@@ -145,7 +145,10 @@ def _share(tour: Tour, acme: Client, globex: Client) -> None:
         messages = [{"role": "system", "content": SHARED_PROMPT}, {"role": "user", "content": question}]
         done = client.generate(messages=messages, max_tokens=16, temperature=0.0)
         tour.count(tenant, done.usage)
-        print(f"   {tenant:<7} {question:<28} prompt {done.usage.prompt_tokens}, cached {done.usage.cached_tokens}")
+        print(
+            f"   {tenant:<7} {question:<25} {done.usage.prompt_tokens} prompt tokens, {done.usage.cached_tokens:>3} cached; "
+            f"first token after {done.ttft_ms or 0:.0f} ms"
+        )
         return done
 
     first = ask("acme", acme, "May I feed the cat?")

@@ -7,17 +7,20 @@ Snapshot each second. It ends when the stream does. The main thread reads, the e
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from infer_engine.config import EngineConfig
+from infer_engine.cpu import limit_spinning, limit_threads
 from infer_engine.errors import ConfigError, InferEngineError, ModelLoadError
 from infer_engine.model.source import inspect_checkpoint, resolve_model
 from infer_engine.request import Event, FinishedEvent, SamplingParams, TokensEvent
@@ -38,21 +41,34 @@ READ_BYTES = 1 << 18
 
 
 def run(config: PodConfig, link_fd: int) -> int:
+    link = socket.socket(fileno=link_fd)
+    outbox = Outbox(link)
     try:
-        engine_config = EngineConfig.from_mapping(config.engine)
-        inspect_checkpoint(resolve_model(config.model))
-        # Only now: torch takes seconds to load, and what is wrong above is said at once
-        from infer_engine.engine import InferenceEngine
-
-        link = socket.socket(fileno=link_fd)
-        outbox = Outbox(link)
-        engine = InferenceEngine(config.model, engine_config, on_step_end=outbox.flush)
+        engine = _start_engine(config, on_step_end=outbox.flush)
         ready = _ready(config.model_name, engine)
     except (ConfigError, ModelLoadError) as error:
         log.error("the model can't be served: %s", error)
         return EXIT_MODEL
     with engine:
         return EngineHost(engine, link, outbox).run(ready)
+
+
+def _start_engine(config: PodConfig, on_step_end: Callable[[], None]) -> InferenceEngine:
+    """Raises ConfigError or ModelLoadError."""
+    engine_config = EngineConfig.from_mapping(config.engine)
+    inspect_checkpoint(resolve_model(config.model))
+    # 400,000 objects come and stay: the collector finds nothing among them, neither now (a second) nor in a step later on
+    gc.disable()
+    limit_spinning()
+    # Only now: torch takes seconds to load, and what is wrong above is said at once
+    from infer_engine.engine import InferenceEngine
+
+    limit_threads()
+    engine = InferenceEngine(config.model, engine_config, on_step_end=on_step_end)
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    return engine
 
 
 def _ready(model_name: str, engine: InferenceEngine) -> ipc.EngineReady:
@@ -112,6 +128,7 @@ class EngineHost:
         self._engine = engine
         self._link = link
         self._outbox = outbox
+        self._is_ending = threading.Event()
         self._live: dict[int, Live] = {}
         """By the gateway's id. Added by the reader, removed with the last event, by whichever thread has it."""
 
@@ -129,6 +146,8 @@ class EngineHost:
                     self._handle(decoder.decode(body))
         except ConnectionError:
             pass
+        finally:
+            self._is_ending.set()
         log.info("the gateway closed the stream")
         return 0
 
@@ -152,7 +171,7 @@ class EngineHost:
         live = self._live[message.id] = Live()
         try:
             live.engine_id = self._engine.submit(
-                np.frombuffer(message.token_ids, dtype="<i4").tolist(),
+                np.frombuffer(message.token_ids, dtype="<i4"),
                 SamplingParams(**message.params),
                 namespace=message.namespace,
                 tenant=message.tenant,
@@ -166,12 +185,13 @@ class EngineHost:
 
     def _report(self) -> None:
         while True:
-            if self._engine.is_closed:
+            if self._engine.has_ended and not self._is_ending.is_set():  # in this order: the end is announced first
                 log.error("the engine broke down, its process ends")
                 os._exit(EXIT_BROKEN)  # the main thread sits in recv, and nothing is left to clean up
             self._outbox.put(self._snapshot())
             self._outbox.flush()
-            time.sleep(SNAPSHOT_SECONDS)
+            if self._is_ending.wait(SNAPSHOT_SECONDS):
+                return
 
     def _snapshot(self) -> ipc.Snapshot:
         stats = {name: float(value) for name, value in dataclasses.asdict(self._engine.engine_stats()).items()}

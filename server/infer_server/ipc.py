@@ -103,6 +103,7 @@ class Finished(Struct, frozen=True, array_like=True, tag="finished"):
     id: int
     finish_reason: str
     prompt_tokens: int
+    """computed or cached; fewer than were given where the request ended early"""
     cached_tokens: int
     output_tokens: int
     queue_ms: float
@@ -170,28 +171,40 @@ def frame(message: Struct) -> bytes:
 
 
 class FramingError(Exception):
-    """The peer announces a message larger than MAX_MESSAGE: the stream can't be trusted any more, close it."""
+    """The peer announces a message larger than is allowed: the stream can't be trusted any more, close it."""
 
 
 class Deframer:
-    """Cuts a byte stream into the bodies of its messages; keeps what is incomplete for the next call."""
+    """Cuts a byte stream into the bodies of its messages; keeps what is incomplete for the next call.
 
-    def __init__(self) -> None:
+    A long message that comes byte by byte is copied once, not with each byte.
+    """
+
+    def __init__(self, max_message: int = MAX_MESSAGE) -> None:
+        self._max_message = max_message
         self._rest = bytearray()
+        self._wanted = 0
+        """how many bytes `_rest` must have before there is anything to do"""
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
         """Exhaust the iterator before the next call. Raises FramingError."""
         if self._rest:
             self._rest += data
+            if len(self._rest) < self._wanted:
+                return
             data = bytes(self._rest)
             self._rest.clear()
         view, start = memoryview(data), 0
+        self._wanted = LENGTH.size
         while len(view) - start >= LENGTH.size:
             (length,) = LENGTH.unpack_from(view, start)
-            if length > MAX_MESSAGE:
-                raise FramingError(f"a message of {length} bytes was announced; at most {MAX_MESSAGE} are allowed")
+            if length > self._max_message:
+                raise FramingError(
+                    f"a message of {length} bytes was announced; at most {self._max_message} are allowed"
+                )
             end = start + LENGTH.size + length
             if end > len(view):
+                self._wanted = LENGTH.size + length
                 break
             yield bytes(view[start + LENGTH.size : end])
             start = end

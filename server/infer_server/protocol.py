@@ -29,6 +29,8 @@ from msgspec import Meta, Struct
 VERSION = 1
 MAX_FRAME = 1 << 20
 MAX_RID = 64
+MAX_MESSAGES = 4096
+MAX_STOP_TOKEN_IDS = 1024
 
 Encoding = Literal["json", "msgpack"]
 
@@ -63,7 +65,7 @@ class Generate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     """Body of REQ. Exactly one of prompt, messages and token_ids; the rest as in infer_engine's SamplingParams."""
 
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Meta(max_length=MAX_MESSAGES)] | None = None
     token_ids: list[int] | None = None
     model: str | None = None
     max_tokens: int | None = None
@@ -76,7 +78,7 @@ class Generate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Annotated[list[int], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
     logprobs: int | None = None
     deadline_ms: Annotated[int, Meta(ge=1)] | None = None

@@ -136,6 +136,20 @@ def test_concurrent_callers_beyond_the_limit_wait_for_their_turn(model: Any, wai
         assert max(len(batch) for batch in model.batches) <= 2
 
 
+def test_submitted_requests_beyond_the_limit_wait_in_the_queue(model: Any) -> None:
+    """As a server's do, which come by `submit`."""
+    config = EngineConfig(max_cache_tokens=2048, max_batch_size=8, max_concurrent_requests=2, schedule_interval_ms=1000)
+    reasons: list[str] = []
+    with InferenceEngine(model, config) as engine:
+        for index in range(6):
+            engine.submit(
+                [index, 7], GREEDY, on_event=lambda event: reasons.append(getattr(event, "finish_reason", ""))
+            )
+        engine.close(drain=True)
+    assert [reason for reason in reasons if reason] == ["length"] * 6
+    assert max(len(batch) for batch in model.batches) == 2
+
+
 def test_a_full_queue_refuses_and_takes_again_later(model: Any, wait_until: Make) -> None:
     config = EngineConfig(max_cache_tokens=2048, max_batch_size=2, max_queue_size=3, schedule_interval_ms=0)
     finished: list[FinishedEvent] = []
@@ -331,6 +345,62 @@ def test_a_bug_in_the_step_is_heard_by_every_caller(model: Any, monkeypatch: pyt
     assert "ZeroDivisionError" in str(events[-1].error)
     with pytest.raises(EngineClosedError):
         engine.generate([1, 2], GREEDY)
+
+
+def test_a_listener_that_ends_the_thread_is_heard_by_every_caller(model: Any) -> None:
+    def on_event(event: Any) -> None:
+        raise SystemExit
+
+    model.may_run.clear()
+    with InferenceEngine(model, CONFIG) as engine:
+        engine.submit([1, 2], LONG, on_event=on_event)
+        events: list[Any] = []
+        engine.submit([3, 4], LONG, on_event=events.append)
+        model.may_run.set()
+    assert engine.has_ended
+    assert "SystemExit" in str(events[-1].error)
+
+
+def test_an_end_that_fails_is_heard_by_every_caller(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = InferenceEngine(model, CONFIG)
+    model.may_run.clear()
+    events: list[Any] = []
+    engine.submit([1, 2], LONG, on_event=events.append)
+    assert model.is_running.wait(60)
+    monkeypatch.setattr(engine._scheduler, "end_all", lambda reason, error: 1 / 0)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    assert not engine.has_ended
+    model.may_run.set()
+    closer.join()
+    assert engine.has_ended
+    assert "ZeroDivisionError" in str(events[-1].error)
+
+
+def test_logits_of_a_wrong_shape_fail_their_step_only(
+    engine: InferenceEngine, model: Any, continuation: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = model.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", lambda batch, pool: forward(batch, pool)[:, :-1])
+        output = engine.generate([1, 2, 3], GREEDY)[0]
+    assert output.error is not None
+    assert output.error.code == "model_failed"  # type: ignore[attr-defined]
+    assert list(engine.generate([1, 2, 3], GREEDY)[0].token_ids) == continuation([1, 2, 3], 8, ignore_eos=True)
+
+
+def test_what_waits_while_its_namespace_is_dropped_leaves_nothing_behind(model: Any) -> None:
+    config = EngineConfig(max_cache_tokens=2048, max_batch_size=1)
+    with InferenceEngine(model, config, start_thread=False) as engine:
+        for namespace in ("other", "a"):
+            engine.submit(list(range(20)), GREEDY, namespace=namespace, tenant=namespace, on_event=lambda event: None)
+        engine.step()
+        assert engine.engine_stats().waiting_requests == 1
+        engine.drop_namespace("a")
+        while engine.has_work:
+            engine.step()
+        assert engine.engine_stats().completed_requests == 2
+        assert engine.cache_usage_by_tenant()["a"].kv_tokens == 0
 
 
 def test_counters_add_up(engine: InferenceEngine) -> None:

@@ -163,8 +163,20 @@ class Pod:
         return names
 
     def kill(self, name: str) -> None:
+        os.kill(self._pid_of(name), signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def standing_still(self, name: str) -> Iterator[None]:
+        pid = self._pid_of(name)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def _pid_of(self, name: str) -> int:
         (pid,) = [pid for pid, each in self.processes().items() if each == name]
-        os.kill(pid, signal.SIGKILL)
+        return pid
 
     def kill_front(self, tenant: str) -> None:
         """The front is the child that holds the socket on which the tenant's port listens."""

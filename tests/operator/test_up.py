@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -294,6 +295,25 @@ def test_a_model_that_is_missing(fresh: Deployment, model: Path) -> None:
     assert process.wait(SECONDS) == 1
     assert "inferengine up: the pod did not start" in fresh.said()
     assert "/no/such/model" in fresh.said().split("did not start")[1]
+    assert fresh.processes() == []
+
+
+def test_a_model_that_is_truncated(fresh: Deployment, model: Path) -> None:
+    copy = fresh.file.parent / "copy"
+    shutil.copytree(model, copy)
+    weights = copy / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1000)
+    fresh.edit(str(model), str(copy))
+    assert fresh.start().wait(SECONDS) == 1
+    assert f"{weights}: has {weights.stat().st_size} bytes where its header says" in fresh.said()
+    assert "fetch the model again" in fresh.said()
+    assert fresh.processes() == []
+
+
+def test_a_kv_dim_that_is_not_the_model_s(fresh: Deployment, model: Path) -> None:
+    fresh.edit("maxCacheTokens: 512", "maxCacheTokens: 512, kvDim: 7")
+    assert fresh.start().wait(SECONDS) == 1
+    assert f"kv_dim: got 7; the model {model.name} has 32 (leave it out to read it)" in fresh.said()
     assert fresh.processes() == []
 
 

@@ -21,9 +21,20 @@ def test_messages_survive_any_cut_of_the_stream(bodies: list[list[int]], chunk: 
     assert received == messages
 
 
+def test_a_long_message_may_come_byte_by_byte() -> None:
+    """Were all of it copied with each byte, this would take an hour, and a gateway as long."""
+    frame = ipc.frame(ipc.Tokens(id=1, token_ids=[1] * (1 << 20)))
+    deframer, received = ipc.Deframer(), []
+    for start in range(len(frame)):
+        received += deframer.feed(frame[start : start + 1])
+    assert received == [frame[ipc.LENGTH.size :]]
+
+
 def test_an_oversized_length_is_refused_before_its_body_is_kept() -> None:
     with pytest.raises(ipc.FramingError, match="at most"):
         list(ipc.Deframer().feed(ipc.LENGTH.pack(ipc.MAX_MESSAGE + 1)))
+    with pytest.raises(ipc.FramingError, match="at most 10 "):
+        list(ipc.Deframer(max_message=10).feed(ipc.LENGTH.pack(11)))
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 import re
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from infer_engine.config import EngineConfig
 from infer_server import ipc
 from infer_server.metrics import Metrics
 from infer_server.quota.reservation import Use
 
 ACME = "local/demo/acme"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def new_metrics(max_tenants: int = 10) -> Metrics:
@@ -27,13 +29,37 @@ def snapshot(steps: int, *tenants: ipc.TenantCache) -> ipc.Snapshot:
     return ipc.Snapshot({"steps": steps, "running_requests": 2, "prefill_time_s": 0.5}, list(tenants))
 
 
-def test_the_documentation_names_exactly_the_metrics_that_exist() -> None:
+def existing() -> set[str]:
     families = new_metrics().registry.collect()
-    exist = {
-        f"{f.name}_total" if f.type == "counter" else f"{f.name}_info" if f.type == "info" else f.name for f in families
+    suffixes = {"counter": "_total", "info": "_info"}
+    return {f.name + suffixes.get(f.type, "") for f in families}
+
+
+def test_the_reference_names_exactly_the_metrics_that_exist() -> None:
+    documented = set(re.findall(r"^\| `(inferengine_\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE))
+    assert documented == existing()
+
+
+def test_the_advice_names_only_metrics_and_settings_that_exist() -> None:
+    text = re.sub(r"```.*?```", "", (DOCS / "tuning.md").read_text(), flags=re.DOTALL)
+    code = re.findall(r"`([^`]+)`", text)
+    metrics = {name for span in code for name in re.findall(r"inferengine_\w+", span)}
+    assert metrics <= existing()
+    assert len(metrics) >= 8
+    endings = [span.removeprefix("…").split("{")[0] for span in code if span.startswith("…")]
+    assert all(any(name.endswith(ending) for name in existing()) for ending in endings)
+    camel = {field.name: re.sub(r"_(\w)", lambda m: m[1].upper(), field.name) for field in fields(EngineConfig)}
+    parameters = {span for span in code if re.fullmatch(r"(max|schedule|chunked)[A-Z]\w+", span)}
+    assert parameters <= set(camel.values())
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", text, re.MULTILINE)
+    assert {name for name, _ in rows} == {
+        "maxConcurrentRequests",
+        "maxBatchSize",
+        "maxCacheTokens",
+        "scheduleIntervalMs",
     }
-    documented = set(re.findall(r"^\| `(inferengine_\w+)`", DOCUMENT.read_text(), re.MULTILINE))
-    assert documented == exist
+    defaults = {camel[name]: value for name, value in asdict(EngineConfig()).items()}
+    assert {name: float(value) for name, value in rows} == {name: defaults[name] for name, _ in rows}
 
 
 def test_a_tenants_requests_are_counted_under_its_labels() -> None:

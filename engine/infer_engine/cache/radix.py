@@ -30,7 +30,7 @@ from infer_engine.cache.integrity import MAX_REMEMBERED_COUNTERS, check_integrit
 from infer_engine.cache.node import EVICTED, TOKEN_BYTES, Node, Root
 from infer_engine.cache.prefix import Handle, InsertResult, MatchResult, NamespaceUsage, RadixKey
 from infer_engine.cache.walk import find_prefix, gather_slots, resolve
-from infer_engine.errors import RejectedError, StaleHandleError
+from infer_engine.errors import RejectedError, StaleHandle
 
 __all__ = ["Handle", "InsertResult", "MatchResult", "NamespaceUsage", "RadixCache", "RadixKey"]
 
@@ -116,7 +116,7 @@ class RadixCache:
         return InsertResult(num_existing, Handle(self, node, len(slots)))
 
     def slots(self, handle: Handle) -> array[int]:
-        """A copy of the tree's slots of that prefix. Raises StaleHandleError if it is gone."""
+        """A copy of the tree's slots of that prefix. Raises StaleHandle if it is gone."""
         if handle._num_tokens == 0:
             return array("i")
         return gather_slots(self._find(handle), handle._num_tokens)
@@ -131,7 +131,7 @@ class RadixCache:
     def lock(self, handle: Handle) -> None:
         """Protect the prefix from eviction until a matching `unlock` of the same handle. Each lock needs its own unlock.
 
-        Raises StaleHandleError if the prefix is gone.
+        Raises StaleHandle if the prefix is gone.
         """
         self._check_owner(handle)
         if handle._num_locks == 0:
@@ -358,7 +358,7 @@ class RadixCache:
                 del self._evicted_before[next(iter(self._evicted_before))]
 
 
-def _stale(handle: Handle) -> StaleHandleError:
-    return StaleHandleError(
+def _stale(handle: Handle) -> StaleHandle:
+    return StaleHandle(
         f"the prefix of {handle.num_tokens} tokens in namespace {handle.namespace!r} was evicted or dropped: match again"
     )

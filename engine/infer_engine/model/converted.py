@@ -74,11 +74,18 @@ def _rebuild(file: Path, directory: Path) -> None:
 
         convert(file, temporary)
         _write_manifest(temporary)
-        temporary.chmod(0o755)  # mkdtemp makes it private
+        _let_others_read(temporary)
         temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     logger.warning("converted %s to %s", file.name, directory)
+
+
+def _let_others_read(directory: Path) -> None:
+    """mkdtemp makes the directory private, and safetensors its file; a pod may read the cache as another user."""
+    directory.chmod(0o755)
+    for path in directory.iterdir():
+        path.chmod(0o644)
 
 
 def _write_manifest(directory: Path) -> None:

@@ -19,6 +19,9 @@ from infer_engine.request import SamplingParams, TokenLogprob
 # A nucleus is nearly always among so many best tokens; only a row where it isn't is sorted in full (27 times the work).
 NUM_CANDIDATES = 512
 
+SMALLEST_TEMPERATURE = 1e-30
+"""Anything between it and 0 acts as this: still greedy, and not rounded to a division by zero in float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
@@ -27,6 +30,11 @@ class SampledToken:
     token_id: int
     logprob: TokenLogprob | None = None
     error: InferEngineError | None = None
+
+
+def not_finite() -> SampledToken:
+    message = "the model computed logits that are not finite (NaN or infinite) for this request"
+    return SampledToken(-1, error=InferEngineError(message, code="non_finite_logits"))
 
 
 class SamplingState:
@@ -80,7 +88,9 @@ class SamplingState:
             index = torch.tensor(sorted(seen), dtype=torch.int64, device=row.device)
             scores = row[index]
             penalty = params.repetition_penalty
-            row[index] = torch.where(scores > 0, scores / penalty, scores * penalty)
+            # A tiny penalty must not make infinities: the softmax of two of them is no distribution
+            largest = torch.finfo(row.dtype).max
+            row[index] = torch.where(scores > 0, scores / penalty, scores * penalty).clamp(-largest, largest)
         if self._output_counts and (params.presence_penalty or params.frequency_penalty):
             index = torch.tensor(list(self._output_counts), dtype=torch.int64, device=row.device)
             counts = torch.tensor(list(self._output_counts.values()), dtype=row.dtype, device=row.device)
@@ -121,7 +131,7 @@ class Sampler:
         if params.temperature == 0:
             return row.argmax()
         # Subtracting the maximum first keeps a tiny temperature from overflowing to infinity
-        scaled = (row - row.max()) / params.temperature
+        scaled = (row - row.max()) / max(params.temperature, SMALLEST_TEMPERATURE)
         uniform = state.next_uniform()
         if params.top_p >= 1.0 and params.top_k == 0 and params.min_p == 0.0:
             return _draw(scaled.softmax(dim=-1), uniform)
@@ -138,8 +148,7 @@ class Sampler:
         sampled = []
         for row, (state, is_finite, token_id) in enumerate(zip(states, finite_rows, token_ids, strict=True)):
             if not is_finite:
-                message = "the model computed logits that are not finite (NaN or infinite) for this request"
-                sampled.append(SampledToken(-1, error=InferEngineError(message, code="non_finite_logits")))
+                sampled.append(not_finite())
                 continue
             state.record(token_id)
             count = state.params.logprobs

@@ -52,10 +52,12 @@ def check(model: TransformersModel) -> None:
     ours = _through_pool(model, sequences)
     try:
         eager = _own(model, sequences, "eager")
-        allowed = _allowed(model, sequences, eager)
+        difference = _difference(ours, eager)
+        allowed = _allowed(model, eager)
+        if not difference.is_within(allowed) and model.info.dtype != torch.float32:
+            allowed = _allowed_by_library(model, sequences, eager, allowed)
     finally:
         model.set_attention(ATTENTION_NAME)
-    difference = _difference(ours, eager)
     logger.info("%s: logits against the model's own: %s, allowed %s", model.info.name, difference, allowed)
     if not difference.is_within(allowed):
         raise ModelLoadError(
@@ -116,12 +118,18 @@ def _own(model: TransformersModel, sequences: list[Tokens], attention: str) -> l
     ]
 
 
-def _allowed(model: TransformersModel, sequences: list[Tokens], eager: list[torch.Tensor]) -> Difference:
+def _allowed(model: TransformersModel, eager: list[torch.Tensor]) -> Difference:
     scale = max(1.0, *(float(logits.abs().max()) for logits in eager))
     if model.info.dtype == torch.float32:
         return Difference(FLOAT32_TOLERANCE * scale, FLOAT32_TOLERANCE * scale)
     step = torch.finfo(model.info.dtype).eps * scale
-    floor = Difference(FLOOR_STEPS.worst * step, FLOOR_STEPS.mean * step)
+    return Difference(FLOOR_STEPS.worst * step, FLOOR_STEPS.mean * step)
+
+
+def _allowed_by_library(
+    model: TransformersModel, sequences: list[Tokens], eager: list[torch.Tensor], floor: Difference
+) -> Difference:
+    """For what is beyond the floor: beside how far the library's own two ways are apart, which takes two more passes."""
     try:
         usual = _difference(_own(model, sequences, "sdpa"), eager)
     except ModelLoadError:  # the architecture has only its eager form

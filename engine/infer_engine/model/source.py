@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from infer_engine.errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
 
 # Files of a hub repository that a model needs; anything in sub-folders is another format of the same
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
@@ -62,6 +65,18 @@ def _inside_package(uri: str) -> Path:
 
 
 def _download(uri: str) -> Path:
+    """The hub's library keeps what it has fetched, and never looks at it again: what was damaged since is fetched anew."""
+    directory = _snapshot(uri)
+    try:
+        inspect_checkpoint(directory)
+    except ModelLoadError as damage:
+        logger.warning("%s: fetching it now", damage)
+        directory = _snapshot(uri, anew=True)
+        inspect_checkpoint(directory)  # without a hub it is the same as before
+    return directory
+
+
+def _snapshot(uri: str, *, anew: bool = False) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -78,6 +93,7 @@ def _download(uri: str) -> Path:
             revision=revision or None,
             allow_patterns=list(HUB_PATTERNS),
             ignore_patterns=["*/*"],
+            force_download=anew,
             endpoint=os.environ.get("HF_ENDPOINT"),  # read now: the library reads it when first imported
         )
     except GatedRepoError as error:

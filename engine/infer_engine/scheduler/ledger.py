@@ -108,6 +108,7 @@ class SlotLedger:
     def commit(self, sequence: Sequence) -> None:
         """The step in progress has written the sequence's slots."""
         sequence.num_computed = sequence.num_slots
+        sequence.num_prompt_done = max(sequence.num_prompt_done, min(sequence.num_computed, sequence.num_prompt_tokens))
 
     def share(self, sequence: Sequence) -> None:
         """Move the computed tokens into the tree, so that others hit them while this sequence runs.

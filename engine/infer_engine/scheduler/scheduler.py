@@ -138,7 +138,8 @@ class Scheduler:
             self._end(sequence, reason, error)
 
     def drop_namespace(self, namespace: str) -> None:
-        self._ledger.drop_namespace(namespace, self._running)
+        # Those that wait, too: one that was preempted would fill the new namespace of that name with what it had in the old
+        self._ledger.drop_namespace(namespace, [*self._running, *self._waiting.snapshot()])
 
     def take_events(self) -> list[tuple[Sequence, Event]]:
         """What is to be delivered, in order; each event is handed out once."""

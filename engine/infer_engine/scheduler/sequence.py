@@ -52,6 +52,8 @@ class Sequence:
     """Tokens known at admission: until they are computed the sequence counts as prefilling."""
     num_cached_tokens: int = 0
     """As first admitted: a recomputation after a preemption is not the caller's."""
+    num_prompt_done: int = 0
+    """Prompt tokens that a step has computed or found in the cache, at most; a preemption takes none away."""
     admitted_at: float | None = None
     """First admission; None while it was never admitted."""
     last_token_at: float | None = None
@@ -78,4 +80,6 @@ class Sequence:
         return self.num_tokens - self.num_prompt_tokens
 
     def usage(self) -> Usage:
-        return Usage(self.num_prompt_tokens, self.num_cached_tokens, self.num_output_tokens)
+        """Of a request that ends early too: what was computed for it, not what was asked for."""
+        num_cached = min(self.num_cached_tokens, self.num_prompt_done)
+        return Usage(self.num_prompt_done, num_cached, self.num_output_tokens)

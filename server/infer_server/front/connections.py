@@ -9,7 +9,7 @@ names one for the gateway: a serial number does.
 from __future__ import annotations
 
 import collections
-import os
+import contextlib
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -40,10 +40,12 @@ class Connection:
     def shutdown(self) -> None:
         """Ends the TCP connection under libzmq, which then cleans up by itself. Neighbours notice nothing."""
         try:
-            with socket.socket(fileno=os.dup(self.fd)) as duplicate:
-                duplicate.shutdown(socket.SHUT_RDWR)
+            connection = socket.socket(fileno=self.fd)  # no duplicate: there may be no descriptor left for one
         except OSError:
             return  # it has ended by itself
+        with contextlib.suppress(OSError):  # likewise
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.detach()
 
 
 class Connections:

@@ -9,12 +9,13 @@ import socket
 import time
 from pathlib import Path
 
-from infer_server.front import control
+from infer_server.front import control, limits
 from infer_server.front.backoff import Backoff
 from infer_server.front.process import fork, harden
 from infer_server.front.router import Front
 
 FRONT_DATA_LIMIT = 192 << 20
+FRONT_MAX_FDS = limits.MAX_CONNECTIONS + 128
 SOCKET_BUFFER = 64 << 10
 """bytes; with a ready-made socket libzmq sets none, and accepted connections inherit these"""
 KEYS_DEADLINE = 1.0
@@ -61,7 +62,7 @@ class Endpoint:
         listener, tenant, users = self.listener, self.tenant, dict(self.users)
 
         def front() -> None:
-            harden({listener.fileno(), theirs.fileno(), front_end.fileno()}, FRONT_DATA_LIMIT)
+            harden({listener.fileno(), theirs.fileno(), front_end.fileno()}, FRONT_DATA_LIMIT, FRONT_MAX_FDS)
             Front(
                 tenant=tenant,
                 users=users,
@@ -104,9 +105,10 @@ class Endpoint:
             return
         if answer == control.DONE:
             self.keys_deadline = None
-        else:  # end of file: its death is announced by SIGCHLD
+        else:  # it ends, or says what no front says: nobody could revoke a key in it any more
             self.control.close()
             self.control = None
+            self.keys_deadline = time.monotonic() + KEYS_DEADLINE
 
     def close(self) -> None:
         """Let go of the sockets; the front, if there is one, notices the end of its streams."""

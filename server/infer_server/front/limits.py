@@ -29,6 +29,10 @@ MAX_TOTAL_BACKLOG_BYTES = 32 << 20
 BACKLOG_PATIENCE = 30.0
 """Seconds. A connection whose waiting answers make no progress for so long is dropped."""
 
+LOG_LINES_PER_SECOND = 0.2
+LOG_BURST = 20.0
+"""Lines of one front about dropped connections, which clients can cause at will; the others are only counted."""
+
 RETRY_MS = 250
 """What a refusal for a limit of this file tells the client to wait."""
 

@@ -60,14 +60,17 @@ def _detach_from(parent: int) -> None:
         os._exit(1)
 
 
-def harden(keep_fds: Collection[int], data_limit: int) -> None:
+def harden(keep_fds: Collection[int], data_limit: int, max_fds: int) -> None:
     """First thing in a front, before any ZeroMQ context exists: it handles bytes of strangers.
 
     data_limit: bytes of writable memory; an unfinished multipart message can grow past every limit of ZeroMQ's own.
+    max_fds: also bounds what connections without a key can take, some 20 KiB each until their handshake times out.
     """
     _prctl(PR_SET_DUMPABLE, 0)  # no core file with keys in it, no ptrace by a neighbour of the same user
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
+    max_fds = min(max_fds, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max_fds, max_fds))
     # libzmq draws its first routing id from rand() and never seeds it: unseeded, a client could guess its neighbours' ids
     ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
     for fd in [int(name) for name in os.listdir("/proc/self/fd")]:

@@ -59,6 +59,8 @@ class Front:
         self._connections = Connections()
         self._blocked: set[Connection] = set()
         self._backlog_bytes = 0
+        self._log_rate = limits.TokenBucket(limits.LOG_LINES_PER_SECOND, limits.LOG_BURST, time.monotonic())
+        self._num_unlogged = 0
         self._unsent = bytearray()
         self._deframer = ipc.Deframer()
         self._replies = msgspec.msgpack.Decoder(ipc.GatewayToFront)
@@ -83,7 +85,7 @@ class Front:
             (zmq.ROUTER_MANDATORY, 1),  # else messages to a slow reader vanish without an error
             (zmq.ROUTER_HANDOVER, 0),
             (zmq.SNDHWM, 64),
-            (zmq.RCVHWM, 64),
+            (zmq.RCVHWM, 16),  # of up to MAX_FRAME each
             (zmq.MAXMSGSIZE, protocol.MAX_FRAME + CURVE_OVERHEAD),
             (zmq.HANDSHAKE_IVL, 3000),
             (zmq.LINGER, 0),
@@ -176,11 +178,13 @@ class Front:
 
     def handle_message(self, connection: Connection, frames: list[bytes], now: float) -> None:
         """One message of a client, without the routing id. Whatever it is, the connection is kept."""
+        allowed = connection.rate.take(now)
         if frames == [b""]:  # PROBE_ROUTER, sent by libzmq itself on each new connection
-            self._send_hello(connection, Header(op="HELLO"), "json")
+            if allowed:
+                self._send_hello(connection, Header(op="HELLO"), "json")
             return
         message = parse(frames)
-        if not connection.rate.take(now):
+        if not allowed:
             at_most = f"at most {limits.MESSAGES_PER_SECOND:.0f} messages a second"
             self._refuse(connection, message.header, message.encoding, "rate_limited", at_most, limits.RETRY_MS)
         elif isinstance(message, Refusal):
@@ -316,9 +320,17 @@ class Front:
                 self._forget(connection, "disconnected")
 
     def _drop(self, connection: Connection, reason: str) -> None:
-        log.info("front of %s: drops a connection, %s", self._tenant, reason)
+        self._log_drop(reason)
         connection.shutdown()
         self._forget(connection, reason)
+
+    def _log_drop(self, reason: str) -> None:
+        if not self._log_rate.take(time.monotonic()):
+            self._num_unlogged += 1
+            return
+        more = f"; {self._num_unlogged} more were not logged" if self._num_unlogged else ""
+        self._num_unlogged = 0
+        log.info("front of %s: drops a connection, %s%s", self._tenant, reason, more)
 
     def _forget(self, connection: Connection, reason: str) -> None:
         if self._connections.by_id(connection.id) is None:

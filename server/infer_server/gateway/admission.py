@@ -51,7 +51,8 @@ class Prepared:
 def prepare(request: Generate, ready: EngineReady, served_model: str, tokenizer: Tokenizer) -> Prepared:
     """Raises RefusedError: unknown_model, invalid_request or prompt_too_long."""
     if request.model is not None and request.model != served_model:
-        raise RefusedError("unknown_model", f"model: got {request.model!r}; this endpoint serves {served_model!r}")
+        given = request.model if len(request.model) <= 80 else f"{request.model[:77]}..."
+        raise RefusedError("unknown_model", f"model: got {given!r}; this endpoint serves {served_model!r}")
     fields = {name: getattr(request, name) for name in SAMPLING_FIELDS if getattr(request, name) is not None}
     try:
         params = SamplingParams(max_tokens=request.max_tokens, **fields)
@@ -76,6 +77,7 @@ def _prompt_tokens(request: Generate, ready: EngineReady, tokenizer: Tokenizer) 
     field = next(name for name in ("prompt", "messages", "token_ids") if getattr(request, name) is not None)
     if not getattr(request, field):
         raise RefusedError("invalid_request", f"{field}: is empty; at least one token is needed")
+    _require_room(request, ready, tokenizer)
     if request.token_ids is not None:
         ids = request.token_ids
         # In Python, not numpy: an id beyond 64 bits is one more wrong id, not an overflow.
@@ -93,6 +95,23 @@ def _prompt_tokens(request: Generate, ready: EngineReady, tokenizer: Tokenizer) 
     return np.asarray(ids, dtype="<i4")
 
 
+def _require_room(request: Generate, ready: EngineReady, tokenizer: Tokenizer) -> None:
+    """Refuse what can't fit before any work is spent on it: a text has at least a token for each `longest_token` characters."""
+    limit = min(ready.max_model_len, ready.max_cache_tokens)
+    if request.token_ids is not None:
+        if len(request.token_ids) >= limit:
+            raise _too_long(f"{len(request.token_ids)} tokens", limit)
+        return
+    num_characters = len(request.prompt or "") + sum(len(message.content) for message in request.messages or ())
+    if num_characters >= limit * tokenizer.longest_token:
+        raise _too_long(f"{num_characters} characters", limit)
+
+
+def _too_long(size: str, limit: int) -> RefusedError:
+    message = f"the prompt has {size}; prompt and output together have room for {limit} tokens"
+    return RefusedError("prompt_too_long", message)
+
+
 def _chat(request: Generate, tokenizer: Tokenizer) -> list[int]:
     messages = [{"role": message.role, "content": message.content} for message in request.messages or ()]
     try:
@@ -104,10 +123,7 @@ def _chat(request: Generate, tokenizer: Tokenizer) -> list[int]:
 def _output_limit(num_prompt_tokens: int, max_tokens: int | None, ready: EngineReady) -> int:
     limit = min(ready.max_model_len, ready.max_cache_tokens)
     if num_prompt_tokens >= limit:
-        raise RefusedError(
-            "prompt_too_long",
-            f"the prompt has {num_prompt_tokens} tokens; prompt and output together have room for {limit}",
-        )
+        raise _too_long(f"{num_prompt_tokens} tokens", limit)
     room = limit - num_prompt_tokens
     if max_tokens is None:
         return min(ready.default_max_tokens, room)

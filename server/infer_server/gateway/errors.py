@@ -28,8 +28,8 @@ def draining() -> RefusedError:
     return RefusedError("draining", "this server is shutting down; send the request once more, to another", 1000)
 
 
-def overloaded(limit: int) -> RefusedError:
-    return RefusedError("overloaded", f"this server already holds {limit} requests; retry", 500)
+def overloaded(limit: str) -> RefusedError:
+    return RefusedError("overloaded", f"this server holds at most {limit}; retry", 500)
 
 
 def tenant_gone(how: Literal["removed", "suspended"]) -> RefusedError:

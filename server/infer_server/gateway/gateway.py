@@ -16,15 +16,20 @@ import msgspec
 from infer_server import ipc
 from infer_server.contract.document import DesiredState
 from infer_server.gateway.endpoints import Endpoints, Tenant
-from infer_server.gateway.errors import RefusedError, draining, overloaded, tenant_gone
-from infer_server.gateway.links import Stream
+from infer_server.gateway.errors import RefusedError, draining, tenant_gone
+from infer_server.gateway.lane import Lane, footprint
+from infer_server.gateway.links import Pace, Stream
 from infer_server.gateway.request_task import CANCELLED, CLIENT_GONE, Requester, RequestTask, Services, Stop
 from infer_server.metrics import Metrics
+from infer_server.protocol import MAX_FRAME
 
 log = logging.getLogger(__name__)
 
-MAX_REQUESTS = 4096
-"""Requests held at once, over all tenants: beyond the engine's queue they only cost memory."""
+MAX_FRONT_MESSAGE = 2 * MAX_FRAME
+"""Bytes. A client's frame, and room for how MessagePack writes what came as JSON."""
+FRONT_RATE = 8 << 20
+FRONT_BURST = 16 << 20
+"""Bytes a second that are read of one front: its tenant waits when it sends more, others don't."""
 STOP_SECONDS = 15.0
 """The most that ending requests may take after they were told to: an engine step and a settlement."""
 
@@ -34,6 +39,7 @@ class Front:
 
     def __init__(self, tenant_id: str) -> None:
         self.tenant_id = tenant_id
+        self.lane = Lane()
         self.requests: dict[tuple[bytes, bytes], RequestTask] = {}
         """By connection and request id: both mean something to this front only."""
         self.stream: Stream
@@ -52,7 +58,11 @@ class Gateway:
     async def connect_front(self, tenant_id: str, sock: socket.socket) -> None:
         front = Front(tenant_id)
         front.stream = Stream(
-            ipc.FrontToGateway, lambda message: self._received(front, message), lambda: self._front_lost(front)
+            ipc.FrontToGateway,
+            lambda message: self._received(front, message),
+            lambda: self._front_lost(front),
+            max_message=MAX_FRONT_MESSAGE,
+            pace=Pace(FRONT_RATE, FRONT_BURST),
         )
         self._fronts.add(front)
         self._endpoints.opened(tenant_id, front)
@@ -109,14 +119,15 @@ class Gateway:
             front.stream.send(ipc.Reply(submit.conn, submit.rid, op, body))
 
         metrics = self._metrics.tenant(front.tenant_id)
-        tenant = self._endpoints.tenant(front.tenant_id)
-        refusal = self._refusal(front, key, tenant)
-        if refusal is not None:
+        num_bytes = footprint(submit.request)
+        try:
+            tenant = self._admissible(front, key)
+            front.lane.enter(num_bytes)
+        except RefusedError as refusal:
             metrics.refused(refusal.code)
             reply("ERR", msgspec.to_builtins(refusal.to_err()))
             return
-        assert tenant is not None
-        requester = Requester(tenant.id, tenant.entry.uid, metrics, reply, front.stream.drain)
+        requester = Requester(tenant.id, tenant.entry.uid, metrics, reply, lambda: front.stream.is_behind, front.lane)
         request = front.requests[key] = RequestTask(submit.request, requester, self._services)
         task = asyncio.get_running_loop().create_task(request.run())
         self._tasks.add(task)
@@ -124,21 +135,22 @@ class Gateway:
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             del front.requests[key]
+            front.lane.leave(num_bytes)
 
         task.add_done_callback(done)
 
-    def _refusal(self, front: Front, key: tuple[bytes, bytes], tenant: Tenant | None) -> RefusedError | None:
+    def _admissible(self, front: Front, key: tuple[bytes, bytes]) -> Tenant:
+        """Raises RefusedError."""
         if self.draining:
-            return draining()
+            raise draining()
+        tenant = self._endpoints.tenant(front.tenant_id)
         if tenant is None:
-            return tenant_gone("removed")
+            raise tenant_gone("removed")
         if tenant.entry.suspended:
-            return tenant_gone("suspended")
+            raise tenant_gone("suspended")
         if key in front.requests:
-            return RefusedError("duplicate_request", "a request with this id is running on this connection")
-        if len(self._tasks) >= MAX_REQUESTS:
-            return overloaded(MAX_REQUESTS)
-        return None
+            raise RefusedError("duplicate_request", "a request with this id is running on this connection")
+        return tenant
 
     def _front_lost(self, front: Front) -> None:
         self._fronts.discard(front)

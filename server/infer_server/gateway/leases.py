@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 RENEW_SECONDS = 15.0
 """A quarter of the store's lease: three renewals may fail."""
 BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+COMPLAIN_SECONDS = 10.0
 PATIENCE_SECONDS = 0.5
 """How long a client's END waits for the settlement: so that whoever has seen END has its concurrency back."""
 
@@ -42,6 +44,7 @@ class Leases:
         self._held: dict[str, Held] = {}
         """By the reservation's request id."""
         self._settling: set[asyncio.Task[None]] = set()
+        self._complain_at = 0.0
 
     def hold(self, held: Held) -> None:
         self._held[held.reservation.request_id] = held
@@ -56,7 +59,7 @@ class Leases:
         self._begin(Reservation(self._store, tenant, request_id, reserved_tokens=0, stop_at=0.0), Use())
 
     def _begin(self, reservation: Reservation, use: Use) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(_settle(reservation, use))
+        task = asyncio.get_running_loop().create_task(self._settle_with_patience(reservation, use))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         return task
@@ -85,19 +88,27 @@ class Leases:
         if self._settling:
             await asyncio.wait(self._settling, timeout=seconds)
 
-
-async def _settle(reservation: Reservation, use: Use) -> None:
-    for pause in (*BACKOFF_SECONDS, None):
-        try:
-            await reservation.settle(
-                computed_tokens=use.computed_tokens, cached_tokens=use.cached_tokens, output_tokens=use.output_tokens
-            )
-            return
-        except QuotaUnavailable as error:
-            if pause is None:
-                log.error("a reservation stays unsettled until its lease expires: %s", error)
+    async def _settle_with_patience(self, reservation: Reservation, use: Use) -> None:
+        for pause in (*BACKOFF_SECONDS, None):
+            try:
+                await reservation.settle(
+                    computed_tokens=use.computed_tokens,
+                    cached_tokens=use.cached_tokens,
+                    output_tokens=use.output_tokens,
+                )
                 return
-            await asyncio.sleep(pause)
-        except Exception:  # a failure here must not end a request that was served
-            log.exception("a reservation could not be settled")
-            return
+            except QuotaUnavailable as error:
+                if pause is None:
+                    self._complain(error)
+                    return
+                await asyncio.sleep(pause)
+            except Exception:  # a failure here must not end a request that was served
+                log.exception("a reservation could not be settled")
+                return
+
+    def _complain(self, error: QuotaUnavailable) -> None:
+        """Once in a while: an outage leaves many of them, and clients decide how many."""
+        now = time.monotonic()
+        if now >= self._complain_at:
+            self._complain_at = now + COMPLAIN_SECONDS
+            log.error("reservations stay unsettled until their leases expire: %s", error)

@@ -31,7 +31,7 @@ from infer_server.quota.store import QuotaStore
 log = logging.getLogger(__name__)
 
 EXIT_CONFIG = 2
-TOKENIZER_THREADS = 2
+TOKENIZER_THREADS = 4
 STORE_SECONDS = 0.25
 """For one attempt of a quota call, of which there are two."""
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from infer_server import ipc
 from infer_server.gateway.admission import Prepared, prepare
 from infer_server.gateway.engine_client import EngineClient, EngineEvent, EngineLost, ServedModel
 from infer_server.gateway.errors import RefusedError, engine_unavailable
+from infer_server.gateway.lane import Lane
 from infer_server.gateway.leases import Held, Leases
 from infer_server.gateway.namespaces import NamespaceMinter
 from infer_server.gateway.streams import Mailbox, OutputStream
@@ -59,8 +60,9 @@ class Requester:
     metrics: TenantMetrics
     reply: Callable[[str, dict[str, Any]], None]
     """op and body to the client; goes nowhere once the client is gone"""
-    drain: Callable[[], Awaitable[None]]
-    """awaited between messages: holds this request back while its front is behind"""
+    is_behind: Callable[[], bool]
+    """its front has much to read already: output waits here, to go out in larger portions"""
+    lane: Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +119,11 @@ class RequestTask:
         model = self._services.engine.model
         if model is None:
             raise engine_unavailable()
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(
-            self._services.pool, prepare, self._request, model.ready, self._services.served_model, model.tokenizer
-        )
-        if self._stop is not None:
-            return self._ending(NOTHING_DONE, Use())
-        reservation = await self._reserve(prepared)
+        async with self._requester.lane.turn:
+            prepared = None if self._stop else await self._prepare(model)
+            if prepared is None or self._stop is not None:
+                return self._ending(NOTHING_DONE, Use())
+            reservation = await self._reserve(prepared)
         use = Use()
         output = OutputStream(TextStream(model.tokenizer, prepared.stop), prepared.stop_token_ids)
         self._services.leases.hold(
@@ -142,6 +142,11 @@ class RequestTask:
         self._requester.metrics.used(use)
         return ending
 
+    async def _prepare(self, model: ServedModel) -> Prepared:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._services.pool, prepare, self._request, model.ready, self._services.served_model, model.tokenizer
+        )
+
     async def _reserve(self, prepared: Prepared) -> Reservation:
         metrics, request_id = self._requester.metrics, secrets.token_hex(16)
         try:
@@ -153,7 +158,10 @@ class RequestTask:
             )
         except QuotaDenied as denied:
             metrics.quota_decided(denied.reason)
-            raise RefusedError(f"quota_{denied.reason}", str(denied), denied.retry_ms) from denied
+            refusal = RefusedError(f"quota_{denied.reason}", str(denied), denied.retry_ms)
+            if denied.reason == "requests_per_minute":  # the one that is the same for every request
+                self._requester.lane.shut(refusal)
+            raise refusal from denied
         except QuotaUnavailable as error:
             metrics.quota_decided("unavailable")
             self._services.leases.withdraw(self._requester.tenant_id, request_id)
@@ -205,8 +213,8 @@ class RequestTask:
                     case Stop():
                         self._services.engine.cancel(id)
                         give_up_at = asyncio.get_running_loop().time() + CANCEL_SECONDS
-            self._reply("TOK", output.next_tok())
-            await self._requester.drain()
+            if not self._requester.is_behind():
+                self._reply("TOK", output.next_tok())
 
     def _accept(self, tokens: ipc.Tokens, output: OutputStream) -> None:
         if self._stop is not None:  # what the engine made before it heard of the stop is not the client's
@@ -228,8 +236,9 @@ class RequestTask:
         return max(1, self._request.deadline_ms - round((time.monotonic() - self._arrived) * 1000))
 
     def _used(self, finished: ipc.Finished, output: OutputStream) -> Use:
-        """Tokens that the engine made after an early end are ours to pay, and so is a prompt of which no token came."""
-        if not output.num_tokens:
+        """What the engine computed, also for a request that was ended before its first token. Ours to pay are the tokens that
+        the engine made after an early end, and a prompt on which it failed."""
+        if finished.finish_reason == "error" and not output.num_tokens:
             return Use()
         return Use(
             computed_tokens=finished.prompt_tokens - finished.cached_tokens,

@@ -9,7 +9,7 @@ import pytest
 
 from infer_engine.cache import InsertResult, RadixCache, RadixKey
 from infer_engine.cache.integrity import MAX_REMEMBERED_COUNTERS
-from infer_engine.errors import StaleHandleError
+from infer_engine.errors import StaleHandle
 
 Put = Callable[..., InsertResult]
 MakeKey = Callable[..., RadixKey]
@@ -65,9 +65,9 @@ def test_handles_of_a_dropped_namespace_are_stale(cache: RadixCache, put: Put, k
     cache.drop_namespace("tenant-1")
     for handle in (loose, held, held_empty):
         assert not cache.is_live(handle)
-        with pytest.raises(StaleHandleError):
+        with pytest.raises(StaleHandle):
             cache.lock(handle)
-    with pytest.raises(StaleHandleError):
+    with pytest.raises(StaleHandle):
         cache.slots(held)
     assert cache.unlock(held) == array("i", [10, 11])
     assert cache.unlock(held_empty) == array("i")

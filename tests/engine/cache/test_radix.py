@@ -11,7 +11,7 @@ import pytest
 import infer_engine.cache
 from infer_engine.cache import InsertResult, RadixCache, RadixKey
 from infer_engine.cache.node import Node
-from infer_engine.errors import RejectedError, StaleHandleError
+from infer_engine.errors import RejectedError, StaleHandle
 
 Put = Callable[..., InsertResult]
 MakeKey = Callable[..., RadixKey]
@@ -173,9 +173,7 @@ def test_a_handle_stays_stale_when_its_prefix_comes_back(cache: RadixCache, put:
     cache.evict(2)
     put("abcd", 20)
     for verb in (cache.lock, cache.slots):
-        with pytest.raises(
-            StaleHandleError, match="the prefix of 4 tokens in namespace '' was evicted or dropped: match"
-        ):
+        with pytest.raises(StaleHandle, match="the prefix of 4 tokens in namespace '' was evicted or dropped: match"):
             verb(handle)
 
 

@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from infer_engine.cache import Handle, InsertResult, NamespaceUsage, RadixCache, RadixKey
-from infer_engine.errors import StaleHandleError
+from infer_engine.errors import StaleHandle
 from infer_engine.memory.allocator import OutOfSlotsError, SlotAllocator
 
 NUM_SLOTS = 40
@@ -232,7 +232,7 @@ class CacheMachine(RuleBasedStateMachine):
         if held.is_live(self.oracle):
             self._lock(held)
         else:
-            with pytest.raises(StaleHandleError):
+            with pytest.raises(StaleHandle):
                 self.cache.lock(held.handle)
 
     @rule(held=looks)
@@ -248,7 +248,7 @@ class CacheMachine(RuleBasedStateMachine):
         if held.is_live(self.oracle) or not held.path:
             assert list(self.cache.slots(held.handle)) == [token.slot for token in held.path]
         else:
-            with pytest.raises(StaleHandleError):
+            with pytest.raises(StaleHandle):
                 self.cache.slots(held.handle)
 
     @rule(held=looks)

@@ -99,6 +99,7 @@ def test_converted_once_then_found(tiny_gguf: Path, cache: Path) -> None:
     assert (directory / MANIFEST).stat().st_mtime_ns == written
     assert [path.name for path in cache.iterdir() if path.name.startswith(".")] == []  # nothing half made is left
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o644}
 
 
 def test_the_converted_model_loads(tiny_gguf: Path, cache: Path) -> None:

@@ -146,6 +146,19 @@ def test_without_a_hub_the_local_copy_serves(hub: Hub, resolve: Callable[..., st
     assert "can't be reached" in resolve("hf://org/other", hub.url)
 
 
+def test_what_was_damaged_since_is_fetched_anew(hub: Hub, resolve: Callable[..., str]) -> None:
+    directory = Path(resolve(f"hf://{NAME}", hub.url))
+    weights = directory / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 100)
+    assert resolve(f"hf://{NAME}", hub.url) == str(directory)
+    assert hub.fetched.count("model.safetensors") == 2
+    assert weights.read_bytes() == hub.files["model.safetensors"]
+    os.truncate(weights, 100)
+    hub.shutdown()
+    hub.server_close()
+    assert resolve(f"hf://{NAME}", hub.url).startswith(f"{weights}: ")
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [

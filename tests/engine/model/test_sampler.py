@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from infer_engine.model.sampler import Sampler
@@ -170,6 +170,34 @@ def test_a_row_that_is_not_finite_fails_alone(bad: float, temperature: float) ->
     assert sampled[1].error.code == "non_finite_logits"
     assert sampled[0].error is None
     assert sampled[2].error is None
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "temperature": st.floats(0, 100),
+            "top_p": st.floats(0, 1, exclude_min=True),
+            "top_k": st.integers(0, 2**64 - 1),
+            "min_p": st.floats(0, 1),
+            "presence_penalty": st.floats(-2, 2),
+            "frequency_penalty": st.floats(-2, 2),
+            "repetition_penalty": st.floats(0, 10, exclude_min=True),
+            "seed": st.integers(0, 2**63 - 1),
+        },
+    )
+)
+@example({"temperature": 1e-308})
+@example({"temperature": 5e-324, "top_p": 0.5})
+@example({"repetition_penalty": 1e-308})
+@example({"repetition_penalty": 1e-38, "temperature": 1e-38, "top_p": 0.5})
+def test_whatever_is_allowed_gives_a_token_of_the_vocabulary(params: dict[str, Any]) -> None:
+    """One that is not would fail the next step of the whole batch, and with it other tenants' requests."""
+    state = SAMPLER.new_state(SamplingParams(**params), range(100))
+    for _ in range(2):
+        (token,) = SAMPLER.sample(random_logits(1, vocab_size=100), [state])
+        assert token.error is None
+        assert 0 <= token.token_id < 100
 
 
 def test_masked_tokens_are_legal() -> None:

@@ -138,6 +138,20 @@ def test_the_beginning_of_a_stop_string_is_held_back(letters: Any) -> None:
     assert text_stream.finish() == ""
 
 
+@given(st.text("ab", max_size=40), st.lists(st.text("ab", min_size=1, max_size=8), min_size=1, max_size=4))
+def test_no_more_is_held_back_than_may_become_a_stop_string(text: str, stop: list[str]) -> None:
+    text_stream, backend = TextStream(TOKENIZERS["byte_level"], stop), TOKENIZERS["byte_level"].backend
+    seen = given_out = ""
+    for character in text:
+        delta = text_stream.push([backend.token_to_id(character)])
+        seen, given_out = seen + character, given_out + delta.text
+        if delta.stopped:
+            return
+        beginnings = [string[:length] for string in stop for length in range(1, len(string))]
+        held = max((len(beginning) for beginning in beginnings if seen.endswith(beginning)), default=0)
+        assert given_out == seen[: len(seen) - held]
+
+
 def test_what_was_held_back_comes_at_the_end(letters: Any) -> None:
     text_stream = TextStream(TOKENIZERS["byte_level"], stop=("STOP",))
     assert text_stream.push(letters("abST")).text == "ab"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infer_engine.request import SamplingParams
+from infer_engine.request import SamplingParams, Usage
 
 Make = Callable[..., Any]
 PROMPT = list(range(1, 41))
@@ -211,6 +211,22 @@ def test_a_cancelled_request_leaves_its_computed_prefix(stepper: Make) -> None:
     loop.step()
     loop.generate(PROMPT)
     assert loop.cached(1) == 16
+
+
+def test_a_request_that_ends_early_has_used_what_was_computed_for_it(stepper: Make) -> None:
+    loop = stepper(prefill_budget=16)
+    waiting, cut = loop.submit(PROMPT), loop.submit(PROMPT)
+    loop.scheduler.cancel(waiting)
+    loop.step()
+    loop.scheduler.cancel(cut)
+    loop.step()
+    cut_again = loop.submit(PROMPT)
+    loop.step()
+    loop.scheduler.cancel(cut_again)
+    loop.step()
+    assert loop.finished[waiting].usage == Usage(0, 0, 0)
+    assert loop.finished[cut].usage == Usage(16, 0, 0)
+    assert loop.finished[cut_again].usage == Usage(32, 16, 0)
 
 
 def test_a_dropped_namespace_is_never_hit_again_and_its_running_requests_go_on(

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from infer_server.client import AsyncClient, AuthenticationFailed, ConnectionLost, Timeout
+from infer_server.client import (
+    AsyncClient,
+    AuthenticationFailed,
+    ConnectionLost,
+    InferError,
+    Rejected,
+    Retryable,
+    Timeout,
+)
 
 from ..front.conftest import Pod, eventually
 
@@ -63,3 +71,53 @@ async def test_time_limits_and_lost_connections(pod: Pod, credentials: Credentia
     async with AsyncClient.from_credentials(credentials(acme, globex.keys["globex-key"])) as client:
         with pytest.raises(AuthenticationFailed):
             await client.generate("who")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "retry_ms"),
+    [("quota_exceeded", Rejected, None), ("queue_full", Retryable, 50), ("internal", InferError, None)],
+)
+async def test_errors_are_those_of_the_client_for_threads(
+    pod: Pod, credentials: Credentials, code: str, kind: type[InferError], retry_ms: int | None
+) -> None:
+    (acme,) = pod.add("acme")
+    async with AsyncClient.from_credentials(credentials(acme)) as client:
+        with pytest.raises(InferError) as caught:
+            await client.generate(f"refuse {code}")
+        error = caught.value
+        assert (type(error), error.code, error.message, error.retry_ms) == (kind, code, "as you asked", retry_ms)
+        with pytest.raises(Rejected, match="exactly one of prompt"):
+            await client.generate()
+        assert (await client.generate("count 1")).text == "0 "
+
+
+async def test_a_refused_key_is_tried_anew_with_the_next_call(pod: Pod, credentials: Credentials) -> None:
+    acme, globex = pod.add("acme", "globex")
+    key = globex.keys["globex-key"]
+    async with AsyncClient.from_credentials(credentials(acme, key)) as client:
+        with pytest.raises(AuthenticationFailed):
+            await client.generate("who")
+        acme.keys["late"] = key
+        pod.publish()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    answer = await client.generate("who")
+                except AuthenticationFailed:
+                    continue
+                break
+    assert answer.text == "acme late"
+
+
+async def test_no_server_there_and_one_that_comes_later(pod: Pod, credentials: Credentials) -> None:
+    (acme,) = pod.add("acme")
+    path = credentials(acme)
+    pod.stop()
+    async with AsyncClient.from_credentials(path, connect_timeout=0.3) as client:
+        with pytest.raises(ConnectionLost, match=r"within 0\.3 s") as caught:
+            await client.generate("count 1")
+        assert caught.value.retry_ms is not None
+    async with AsyncClient.from_credentials(path, connect_timeout=60) as client:
+        waiting = asyncio.create_task(client.generate("count 1"))
+        pod.start()
+        assert (await waiting).text == "0 "

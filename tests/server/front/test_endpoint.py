@@ -240,6 +240,20 @@ def test_a_flood_of_messages_is_refused_and_neighbours_are_served(pod: Pod) -> N
     )
 
 
+def test_empty_messages_count_as_messages(pod: Pod) -> None:
+    (acme,) = pod.add("acme")
+    client = pod.client(acme)
+    client.socket.sndhwm = 0
+    for _ in range(30_000):
+        client.raw(b"")
+    client.send("PING", "last")
+    hellos = 0
+    while (header := client.receive()[0])["op"] == "HELLO":
+        hellos += 1
+    assert header["rid"] == "last"
+    assert hellos < 29_000, "the others were more than are allowed"
+
+
 def test_a_client_that_goes_away_has_its_requests_cancelled(pod: Pod) -> None:
     (acme,) = pod.add("acme")
     client, neighbour = pod.client(acme), pod.client(acme)

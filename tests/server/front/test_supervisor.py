@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from infer_server.front.endpoint import FRONT_MAX_FDS, Endpoint
+
 from .conftest import Key, Pod, Tenant, eventually, free_port, gone
 from .test_endpoint import refused
 
@@ -201,6 +203,8 @@ def test_a_front_writes_no_core_file_and_no_key_to_the_log(pod: Pod) -> None:
     for pid in pod.fronts():
         limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
         assert next(line for line in limits if line.startswith("Max core file size")).split()[4] == "0"
+        open_files = next(line for line in limits if line.startswith("Max open files")).split()
+        assert int(open_files[3]) <= FRONT_MAX_FDS, "strangers' connections must not take all memory"
     assert refused(pod, acme, globex.keys["globex-key"])
     assert pod.client(acme).ask("who") == "acme acme-key"
     log = (pod.folder / "log").read_text()
@@ -208,12 +212,24 @@ def test_a_front_writes_no_core_file_and_no_key_to_the_log(pod: Pod) -> None:
     assert not any(key.secret in log for key in keys)
 
 
+def test_a_front_that_answers_nonsense_is_not_kept() -> None:
+    """Nobody could revoke a key in it any more."""
+    endpoint = Endpoint("acme", 1, {})
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    endpoint.control = mine
+    with theirs:
+        theirs.send(b"nonsense")
+        endpoint.read_answer()
+    assert endpoint.control is None
+    assert endpoint.keys_deadline is not None
+
+
 HARDENED = """
 import os, sys
 from infer_server.front.process import fork, harden
 kept, other = os.open("/dev/null", os.O_RDONLY), os.open("/dev/null", os.O_RDONLY)
 def child():
-    harden({kept}, 192 << 20)
+    harden({kept}, 192 << 20, 100)
     os.fstat(kept)
     try:
         os.fstat(other)

@@ -25,7 +25,7 @@ from infer_server.config import PodConfig
 from infer_server.contract.document import DesiredState, QuotaLimits, TenantEntry, Version
 from infer_server.contract.store import DocumentStore
 from infer_server.gateway.namespaces import NamespaceMinter
-from infer_server.gateway.process import GatewayProcess
+from infer_server.gateway.process import TOKENIZER_THREADS, GatewayProcess
 from infer_server.protocol import Generate
 from infer_server.quota.embedded import EmbeddedStore
 from infer_server.quota.store import QuotaStore
@@ -118,7 +118,10 @@ class Peer:
     def received(self, message: Any) -> None: ...
 
     def send(self, message: msgspec.Struct) -> None:
-        self._writer.write(ipc.frame(message))
+        self.send_bytes(ipc.frame(message))
+
+    def send_bytes(self, data: bytes) -> None:
+        self._writer.write(data)
 
     async def close(self) -> None:
         self._writer.close()
@@ -182,9 +185,17 @@ class Engine(Peer):
         self.send(ipc.Tokens(id, self.tokenizer.encode(text)))
 
     def finish(
-        self, request: ipc.AddRequest, output_tokens: int, reason: str = "length", cached_tokens: int = 0
+        self,
+        request: ipc.AddRequest,
+        output_tokens: int,
+        reason: str = "length",
+        cached_tokens: int = 0,
+        prompt_tokens: int | None = None,
     ) -> None:
-        self.send(ipc.Finished(request.id, reason, len(request.token_ids) // 4, cached_tokens, output_tokens, 1.5))
+        """prompt_tokens: how far the engine came; by default to the end if there is output, else nowhere."""
+        if prompt_tokens is None:
+            prompt_tokens = len(request.token_ids) // 4 if output_tokens else 0
+        self.send(ipc.Finished(request.id, reason, prompt_tokens, cached_tokens, output_tokens, 1.5))
 
     tokenizer: Tokenizer
 
@@ -333,7 +344,7 @@ async def pod(store: Store, byte_tokenizer: Tokenizer, tokenizer_dir: Path, tmp_
         http_port=free_port(),
         drain_seconds=0.2,
     )
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(TOKENIZER_THREADS) as pool:
         async with QuotaStore.open(store.url, timeout_seconds=0.5) as quota:
             pod = Pod(config, quota, byte_tokenizer, tokenizer_dir)
             await pod.start(pool)

@@ -35,6 +35,26 @@ def test_a_prompt_becomes_token_ids(byte_tokenizer: Tokenizer) -> None:
     assert prepared.stop_token_ids == byte_tokenizer.eos_token_ids
 
 
+def test_what_can_never_fit_is_refused_before_it_is_tokenised(byte_tokenizer: Tokenizer) -> None:
+    assert byte_tokenizer.longest_token == len("<eos>")
+    for fields, size in (
+        ({"prompt": "x" * 320}, "320 characters"),
+        ({"messages": [Message("nobody", "x" * 200)] * 2}, "400 characters"),
+        ({"token_ids": [-1] * 64}, "64 tokens"),
+        ({"prompt": "x" * 64}, "64 tokens"),
+    ):
+        with pytest.raises(RefusedError, match=f"the prompt has {size}") as refusal:
+            admit(byte_tokenizer, **fields)
+        assert refusal.value.code == "prompt_too_long"
+
+
+def test_a_refusal_does_not_send_back_all_that_came(byte_tokenizer: Tokenizer) -> None:
+    for fields in ({"model": "m" * 1_000_000}, {"stop": ["s" * 1_000_000]}, {"stop_token_ids": [1] * 100_000}):
+        with pytest.raises(RefusedError) as refusal:
+            admit(byte_tokenizer, prompt="hi", **fields)
+        assert len(refusal.value.message) < 300
+
+
 def test_messages_go_through_the_chat_template(byte_tokenizer: Tokenizer) -> None:
     prepared = admit(byte_tokenizer, messages=[Message("user", "hi"), Message("assistant", "yo")])
     ids = np.frombuffer(prepared.token_ids, dtype="<i4").tolist()

@@ -127,6 +127,26 @@ async def test_a_client_that_is_gone_gets_no_more_and_pays_what_it_had(pod, engi
     assert await pod.metric("inferengine_requests_total", tenant="acme", outcome="client_gone") == 1
 
 
+async def test_what_was_computed_is_charged_also_without_a_token(pod, engine, front):
+    """Else a prompt is free for whoever cancels, leaves or sets a deadline in time, and the next one finds it cached."""
+    front.submit(b"1")
+    request = await engine.request()
+    front.send(ipc.Cancel(b"c", b"1"))
+    await engine.cancellation()
+    engine.finish(request, 0, reason="cancelled", prompt_tokens=3, cached_tokens=1)
+    _, body = await front.outcome(b"1")
+    assert body["usage"] == {"prompt_tokens": 3, "cached_tokens": 1, "output_tokens": 0}
+    front.submit(b"2")
+    engine.finish(await engine.request(), 0, reason="deadline", prompt_tokens=4)
+    assert (await front.outcome(b"2"))[1]["finish_reason"] == "deadline"
+    front.submit(b"3", conn=b"leaves")
+    request = await engine.request()
+    front.send(ipc.Gone(b"leaves", "closed"))
+    await engine.cancellation()
+    engine.finish(request, 0, reason="cancelled", prompt_tokens=5)
+    assert await pod.settled() == 3 + 4 + 5
+
+
 async def test_a_stop_string_ends_the_request_at_the_string(pod, engine, front):
     front.submit(b"1", stop=["END"])
     request = await engine.request()

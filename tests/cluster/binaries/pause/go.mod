@@ -1,0 +1,3 @@
+module inferengine.dev/tests/cluster/pause
+
+go 1.26.0

@@ -17,7 +17,7 @@ from infer_operator.backends.tenants import is_owned
 from infer_operator.builders import configmap, secret
 from infer_operator.builders import manifest as m
 from infer_operator.cluster import Cluster
-from infer_operator.kube import CONFIG_MAP, DEPLOYMENT, POD, RESOURCE, SECRET, Object
+from infer_operator.kube import CONFIG_MAP, DEPLOYMENT, POD, RESOURCE, SECRET, ApiError, Object
 from infer_operator.state import Key, Resource
 from infer_server.contract.document import DesiredState, Version
 from infer_server.contract.store import DocumentStore, RevisionConflictError, StoreUnavailableError
@@ -39,8 +39,17 @@ async def ensure(cluster: Cluster, raw: Object) -> Object:
 
 async def release(cluster: Cluster, raw: Object) -> None:
     held = raw["metadata"].get("finalizers") or []
-    if FINALIZER in held:
-        await _patch(cluster, raw, [name for name in held if name != FINALIZER])
+    if FINALIZER not in held:
+        return
+    rest = [name for name in held if name != FINALIZER]
+    try:
+        await _patch(cluster, raw, rest)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        rest = []
+    if not rest:  # gone with that, while the answer still shows it
+        cluster.store.drop(RESOURCE, raw)
 
 
 async def _patch(cluster: Cluster, raw: Object, finalizers: list[str]) -> Object:

@@ -90,8 +90,9 @@ def free_port() -> int:
 class Operator:
     """`inferengine operator` as a process."""
 
-    def __init__(self, namespace: str, log: Path, sweep_seconds: float) -> None:
+    def __init__(self, namespace: str, lease_namespace: str, log: Path, sweep_seconds: float) -> None:
         self._namespace = namespace
+        self._lease_namespace = lease_namespace
         self._log = log
         self._sweep_seconds = sweep_seconds
         self._port = 0
@@ -99,7 +100,7 @@ class Operator:
 
     def start(self) -> None:
         self._port = free_port()
-        command = [sys.executable, "-m", "infer_operator", "operator", "--namespace", self._namespace]
+        command = [sys.executable, "-m", "infer_operator", "operator", "--namespace", self._lease_namespace]
         command += ["--watch-namespace", self._namespace, "--metrics-port", str(self._port)]
         command += ["--image", "example.test/engine:1", "--sweep-seconds", str(self._sweep_seconds)]
         with self._log.open("ab") as log:
@@ -189,6 +190,12 @@ class Home:
     async def delete(self, kind: Kind, name: str) -> None:
         found = await self.get(kind, name)
         await self.kube.delete(kind, self.namespace, name, found["metadata"]["uid"])
+
+    async def delete_namespace(self) -> None:
+        """It begins to; what is in it goes meanwhile."""
+        found = await self.kube.read(NAMESPACE, "", self.namespace)
+        if found is not None:
+            await self.kube.delete(NAMESPACE, "", self.namespace, found["metadata"]["uid"])
 
     async def settled(self, name: str) -> Object:
         """The resource, once its newest generation is in the store and its status says so."""
@@ -325,9 +332,7 @@ async def home(kube: Kube, valkey: str) -> AsyncIterator[Home]:
         patch = {"metadata": {"finalizers": []}}  # nobody is there to take it away
         with contextlib.suppress(ApiError):  # it went meanwhile
             await kube.merge(RESOURCE, name, resource["metadata"]["name"], patch)
-    found = await kube.read(NAMESPACE, "", name)
-    assert found is not None
-    await kube.delete(NAMESPACE, "", name, found["metadata"]["uid"])
+    await home.delete_namespace()
 
 
 @pytest.fixture
@@ -335,8 +340,9 @@ async def operators(home: Home, tmp_path: Path) -> AsyncIterator[Callable[..., O
     """`operators()`: another one for the namespace, not started yet."""
     made: list[Operator] = []
 
-    def make(sweep_seconds: float = 600) -> Operator:
-        made.append(Operator(home.namespace, tmp_path / f"operator-{len(made)}.log", sweep_seconds))
+    def make(sweep_seconds: float = 600, lease_namespace: str = home.namespace) -> Operator:
+        log = tmp_path / f"operator-{len(made)}.log"
+        made.append(Operator(home.namespace, lease_namespace, log, sweep_seconds))
         return made[-1]
 
     yield make

@@ -184,3 +184,18 @@ async def test_a_store_that_is_away_holds_the_deletion_up(home: Any, operator: A
     assert await home.read(RESOURCE, "d") is not None
     await strip_finalizer(home, "d")
     await home.gone("d")
+
+
+async def test_a_namespace_that_goes_with_all_that_is_in_it(
+    home: Any, operators: Any, until: Any, until_leads: Any
+) -> None:
+    """Secrets, ledger and Deployment may be gone before it is our turn; nothing can be made there any more."""
+    operator = operators(lease_namespace="default")
+    operator.start()
+    await until_leads(operator)
+    await home.apply("d", "acme", "globex", replicas=2)
+    await home.settled("d")
+    use_quota(home, "d", "acme")
+    await home.delete_namespace()
+    await home.gone("d")
+    assert home.store_keys("d") == set()

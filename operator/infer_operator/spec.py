@@ -79,7 +79,7 @@ ResourceName = Annotated[
 ]
 Quantity = Annotated[
     Annotated[int, Meta(ge=0, le=2**53)]
-    | Annotated[str, Meta(max_length=27, pattern=r"^[0-9]{1,15}([.][0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")],
+    | Annotated[str, Meta(max_length=18, pattern=r"^[0-9]{1,12}([.][0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")],
     Meta(description='a Kubernetes quantity such as 2, "500m" or 16Gi (a fraction in quotes)'),
 ]
 Port = Annotated[int, Meta(ge=1024, le=65535)]

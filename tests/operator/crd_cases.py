@@ -104,8 +104,8 @@ TEXTS = {
         lambda length: "a" * 253 + "/" + "g" * (length - 254),
         "gpu",
     ),
-    r"^[0-9]{1,15}([.][0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$": (
-        lambda length: "1" * 15 + "." + "1" * (length - 18) + "Mi",
+    r"^[0-9]{1,12}([.][0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$": (
+        lambda length: "1" * 12 + "." + "1" * (length - 15) + "Mi",
         "1 Gi",
     ),
 }

@@ -5,9 +5,10 @@ https://kubernetes.io/docs/concepts/security/pod-security-standards/
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from infer_operator.quantity import canonical
+from infer_operator.quantity import canonical, canonical_amount
 
 USER = 65532
 """neither root nor anyone on the node"""
@@ -56,7 +57,9 @@ def _canonical_container(container: Any) -> Any:
     if not isinstance(resources, dict):
         return container
     amounts = {
-        kind: {name: _canonical(value) for name, value in found.items()} if isinstance(found, dict) else found
+        kind: {name: _or_as_it_is(canonical_amount, value) for name, value in found.items()}
+        if isinstance(found, dict)
+        else found
         for kind, found in resources.items()
     }
     return container | {"resources": amounts}
@@ -66,11 +69,11 @@ def _canonical_volume(volume: Any) -> Any:
     directory = volume.get("emptyDir") if isinstance(volume, dict) else None
     if not isinstance(directory, dict) or "sizeLimit" not in directory:
         return volume
-    return volume | {"emptyDir": directory | {"sizeLimit": _canonical(directory["sizeLimit"])}}
+    return volume | {"emptyDir": directory | {"sizeLimit": _or_as_it_is(canonical, directory["sizeLimit"])}}
 
 
-def _canonical(value: Any) -> Any:
+def _or_as_it_is(form: Callable[[Any], str], value: Any) -> Any:
     try:
-        return canonical(value)
+        return form(value)
     except ValueError:
         return value

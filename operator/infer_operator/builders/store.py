@@ -11,7 +11,7 @@ from typing import Any
 from infer_operator.builders import manifest as m
 from infer_operator.builders import secret, service
 from infer_operator.builders.podspec import canonical_pod, container_security, pod_security, secret_volume
-from infer_operator.quantity import canonical
+from infer_operator.quantity import canonical_amount
 from infer_operator.state import Resource
 
 DATA_DIRECTORY = "/var/lib/inferengine"
@@ -40,7 +40,7 @@ def _claim(resource: Resource) -> m.Manifest | None:
     storage = embedded.storage
     content: dict[str, Any] = {
         "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": canonical(storage.size)}},
+        "resources": {"requests": {"storage": canonical_amount(storage.size)}},
     }
     if storage.storage_class_name is not None:
         content["storageClassName"] = storage.storage_class_name

@@ -1,0 +1,74 @@
+"""Keys and records in, Secrets out, and back."""
+
+from __future__ import annotations
+
+import base64
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from infer_operator import keys
+from infer_operator.builders import secret
+
+Make = Callable[..., Any]
+
+
+def text(manifest: Any, name: str) -> str:
+    return base64.b64decode(manifest["data"][name]).decode()
+
+
+def test_keys_come_back_as_they_were_made(make: Make) -> None:
+    made = secret.mint_keys()
+    manifest = secret.keys_secret(make().resource, made)
+    assert manifest["metadata"]["name"] == "demo"
+    assert secret.read_keys(manifest) == made
+    assert keys.curve_public(made.server_secret_key) == made.server_public_key
+    assert text(manifest, "store.url") == f"redis://inferengine:{made.store_password}@demo-store.team.svc:6379"
+    assert made.store_password not in text(manifest, "store.acl")
+    assert secret.mint_keys() != made
+
+
+def test_a_tenant_s_secret_is_what_its_client_needs(make: Make) -> None:
+    made = make()
+    record = made.records["acme"]
+    manifest = secret.tenant_secret(made.resource, record, "k" * 40)
+    assert manifest["metadata"]["name"] == "demo.acme"
+    assert manifest["data"].keys() == {"endpoint", "serverPublicKey", "clientPublicKey", "clientSecretKey"}
+    assert text(manifest, "endpoint") == "tcp://demo-acme-00004e20.team.svc:5555"
+    assert text(manifest, "serverPublicKey") == "k" * 40
+    assert secret.read_record(manifest) == record
+
+
+@pytest.mark.parametrize("missing", ["server.key", "namespace.key", "store.password"])
+def test_damaged_keys_are_told_by_name(make: Make, missing: str) -> None:
+    manifest = secret.keys_secret(make().resource, secret.mint_keys())
+    for value in (None, "###", base64.b64encode(b"\xff").decode()):
+        broken = copy.deepcopy(manifest)
+        broken["data"][missing] = value
+        if value is None:
+            del broken["data"][missing]
+        with pytest.raises(secret.SecretDamagedError, match=rf"Secret team/demo: {missing} is missing or no text"):
+            secret.read_keys(broken)
+
+
+def test_a_server_key_that_is_none(make: Make) -> None:
+    manifest = secret.keys_secret(make().resource, secret.mint_keys())
+    manifest["data"]["server.key"] = base64.b64encode(b"short").decode()
+    with pytest.raises(secret.SecretDamagedError, match=r"server.key: not a CURVE secret key.*restore it, or delete"):
+        secret.read_keys(manifest)
+
+
+def test_a_damaged_record_says_what_to_do(make: Make) -> None:
+    made = make()
+    manifest = secret.tenant_secret(made.resource, made.records["acme"], "k" * 40)
+    for name, value in (("inferengine.dev/tenant-uid", None), ("inferengine.dev/port", "x")):
+        broken = copy.deepcopy(manifest)
+        broken["metadata"]["annotations"][name] = value
+        if value is None:
+            del broken["metadata"]["annotations"][name]
+        with pytest.raises(
+            secret.SecretDamagedError, match=r"Secret team/demo.acme: .*restore it, or delete the Secret"
+        ):
+            secret.read_record(broken)

@@ -1,0 +1,214 @@
+"""A Deployment and its pods as an API server shows them in, conditions out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from infer_operator import conditions, spec, status
+from infer_operator.state import Resource
+
+RESOURCE = Resource(
+    uid="u",
+    generation=4,
+    deployment=spec.convert(
+        {
+            "apiVersion": "inferengine.dev/v1alpha1",
+            "kind": "InferenceDeployment",
+            "metadata": {"name": "d", "namespace": "team"},
+            "spec": {"model": {"uri": "/m", "name": "m"}, "tenants": [{"name": "acme"}]},
+        }
+    ),
+)
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def deployment(wanted: int = 2, *, seen: int = 1, conditions: Any = (), **counts: int) -> dict[str, Any]:
+    counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), wanted) | counts
+    return {
+        "metadata": {"generation": 1},
+        "spec": {"replicas": wanted},
+        "status": {"observedGeneration": seen, "conditions": list(conditions), **counts},
+    }
+
+
+def pod(name: str = "p", *, ready: bool = False, **fields: Any) -> dict[str, Any]:
+    found = [{"type": "Ready", "status": str(ready)}, *fields.pop("conditions", ())]
+    return {"metadata": {"name": name}, "status": {"conditions": found, **fields}}
+
+
+def container(name: str = "server", **state: Any) -> dict[str, Any]:
+    return {"name": name, "state": state}
+
+
+def others(found: Any, *pods: Any) -> dict[str, tuple[bool | None, str]]:
+    health = conditions.health(RESOURCE, found, pods)
+    return {type: (finding.holds, finding.reason) for type, finding in health.others.items()}
+
+
+def test_all_is_well() -> None:
+    health = conditions.health(RESOURCE, deployment(), [pod(ready=True), pod(ready=True)])
+    assert (health.available, health.reason, health.message) == (True, "PodsAvailable", "")
+    assert {type: finding.holds for type, finding in health.others.items()} == {
+        "ModelReady": True,
+        "Progressing": False,
+        "Degraded": False,
+    }
+    assert health.pods == status.Pods(2, 2, "app.kubernetes.io/component=server,inferengine.dev/deployment=d")
+
+
+def test_nothing_is_there_yet() -> None:
+    health = conditions.health(RESOURCE, None, [])
+    assert (health.available, health.reason) == (False, "NoPodAvailable")
+    assert others(None) == {
+        "ModelReady": (None, "NoPodRunning"),
+        "Progressing": (True, "Creating"),
+        "Degraded": (False, "AsExpected"),
+    }
+
+
+def test_scaled_to_zero() -> None:
+    health = conditions.health(RESOURCE, deployment(0), [])
+    assert (health.available, health.reason) == (False, "ScaledToZero")
+    assert health.others["Progressing"].holds is False
+
+
+def test_one_pod_that_serves_is_enough_to_be_available() -> None:
+    found = deployment(3, readyReplicas=1, availableReplicas=1)
+    health = conditions.health(RESOURCE, found, [pod(ready=True), pod(), pod()])
+    assert health.available
+    assert health.others["Progressing"].reason == "RollingOut"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        deployment(seen=0),
+        deployment(updatedReplicas=1),
+        deployment(replicas=3),
+        deployment(availableReplicas=1),
+    ],
+)
+def test_a_rollout(found: Any) -> None:
+    assert others(found, pod(ready=True))["Progressing"] == (True, "RollingOut")
+
+
+def test_a_rollout_that_does_not_get_on() -> None:
+    stuck = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "timed out."}
+    told = others(deployment(availableReplicas=0, conditions=[stuck]), pod())
+    assert told["Progressing"] == (False, "Stuck")
+    assert told["Degraded"] == (True, "ProgressDeadlineExceeded")
+
+
+FETCHING = container("fetch", running={})
+FETCHED = container("fetch", terminated={"exitCode": 0})
+FAILED = container("fetch", terminated={"exitCode": 1, "message": "no such model"})
+AGAIN = container("fetch", waiting={"reason": "PodInitializing"}) | {"lastState": {"terminated": {"exitCode": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, (None, "NoPodRunning")),
+        ({"initContainerStatuses": [FETCHING]}, (False, "Fetching")),
+        ({"initContainerStatuses": [FAILED]}, (False, "FetchFailed")),
+        ({"initContainerStatuses": [AGAIN]}, (False, "FetchFailed")),
+        ({"initContainerStatuses": [FETCHED], "containerStatuses": [container(running={})]}, (False, "Loading")),
+        ({"containerStatuses": [container(running={})], "ready": True}, (True, "Loaded")),
+    ],
+)
+def test_the_model(fields: dict[str, Any], told: tuple[bool | None, str]) -> None:
+    assert others(deployment(), pod(**fields))["ModelReady"] == told
+
+
+def test_a_failed_fetch_says_why() -> None:
+    health = conditions.health(RESOURCE, deployment(), [pod(initContainerStatuses=[FAILED])])
+    assert "no such model" in health.others["ModelReady"].message
+
+
+def test_pods_that_end_do_not_count() -> None:
+    leaving = pod(containerStatuses=[container(waiting={"reason": "CrashLoopBackOff"})])
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert others(deployment(), pod(ready=True), leaving)["Degraded"] == (False, "AsExpected")
+
+
+def test_what_keeps_pods_from_running() -> None:
+    crash = [container(waiting={"reason": "CrashLoopBackOff", "message": "back-off 10s"})]
+    pods = [pod(f"p{i}", containerStatuses=crash) for i in range(5)]
+    finding = conditions.health(RESOURCE, deployment(), pods).others["Degraded"]
+    assert (finding.holds, finding.reason) == (True, "CrashLoopBackOff")
+    assert finding.message.splitlines() == [
+        *(f"pod p{i}, container server: back-off 10s" for i in range(3)),
+        "and 2 more",
+    ]
+
+
+def test_no_node_and_no_permission() -> None:
+    lonely = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+    finding = conditions.health(RESOURCE, deployment(), [pod(conditions=[lonely])]).others["Degraded"]
+    assert (finding.reason, finding.message) == ("Unschedulable", "pod p finds no node: 0/3 nodes")
+    refused = {"type": "ReplicaFailure", "status": "True", "message": "violates PodSecurity"}
+    finding = conditions.health(RESOURCE, deployment(conditions=[refused]), []).others["Degraded"]
+    assert (finding.reason, finding.message) == ("PodsRefused", "violates PodSecurity")
+
+
+# --- the whole status -----------------------------------------------------------------------------------------------------
+def build(health: status.Health, **changed: Any) -> status.Status:
+    facts = {
+        "resource": RESOURCE,
+        "access": {"acme": status.Access("tcp://x:5555", "d.acme")},
+        "rejected": (),
+        "refused": (),
+        "store_error": None,
+        "document_revision": 7,
+        "programmed": True,
+        "health": health,
+    }
+    return status.build(status.Facts(**(facts | changed)), None, NOW)
+
+
+WELL = conditions.health(RESOURCE, deployment(), [pod(ready=True)])
+
+
+def test_ready_when_all_is_well() -> None:
+    told = build(WELL)
+    assert told.ready
+    assert [condition.type for condition in told.conditions] == [
+        "Accepted",
+        "QuotaStoreReachable",
+        "TenantsProgrammed",
+        "Available",
+        "ModelReady",
+        "Progressing",
+        "Degraded",
+        "Ready",
+    ]
+    assert (told.replicas, told.ready_replicas, told.tenant_count) == (2, 2, 1)
+
+
+def test_what_is_on_its_way_is_not_ready() -> None:
+    told = build(conditions.health(RESOURCE, deployment(seen=0), [pod(ready=True)]))
+    assert told.condition("Available").status == "True"
+    assert (told.condition("Ready").status, told.condition("Ready").reason) == ("False", "RollingOut")
+
+
+def test_what_is_degraded_explains_more_than_what_it_leads_to() -> None:
+    crashed = [pod(containerStatuses=[container(waiting={"reason": "ImagePullBackOff"})])]
+    told = build(conditions.health(RESOURCE, deployment(availableReplicas=0), crashed))
+    assert told.condition("Available").status == "False"
+    assert told.condition("Ready").reason == "ImagePullBackOff"
+
+
+def test_refused_objects_are_told() -> None:
+    told = build(WELL, refused=("Service team/x is another's", "Secret team/y is damaged"))
+    degraded = told.condition("Degraded")
+    assert (degraded.status, degraded.reason) == ("True", "ObjectsRefused")
+    assert degraded.message == "Service team/x is another's\nSecret team/y is damaged"
+    assert not told.ready
+
+
+def test_long_messages_are_cut() -> None:
+    told = build(WELL, refused=tuple(f"Service team/x{i} is another's" for i in range(500)))
+    assert len(told.condition("Degraded").message) == status.MESSAGE_CHARACTERS

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import helm_python as helm
 
 CHART = Path(__file__).parents[2] / "charts/inferengine"
+READY_SECONDS = 120
 
 
 def lint(values: dict[str, Any]) -> list[str]:
@@ -29,10 +31,37 @@ def render(values: dict[str, Any], name: str, namespace: str) -> dict[str, str]:
         return chart.render(values, name=name, namespace=namespace)
 
 
+def install(values: dict[str, Any], name: str, namespace: str) -> str:
+    """On the cluster that KUBECONFIG names; until what was made is ready. The manifest."""
+    with helm.Config(namespace=namespace) as config:
+        done = config.install(CHART, name, values, wait="watcher", timeout=READY_SECONDS)
+    return str(done["manifest"])
+
+
+def uninstall(name: str, namespace: str) -> None:
+    with helm.Config(namespace=namespace) as config:
+        config.uninstall(name, ignore_not_found=True, wait="watcher", timeout=READY_SECONDS)
+
+
+def test(name: str, namespace: str, timeout: int) -> str:
+    """What the test's pod wrote."""
+    with helm.Config(namespace=namespace) as config:
+        return str(config.test(name, timeout=timeout, logs=True)["logs"])
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "lint": lint,
+    "render": render,
+    "install": install,
+    "uninstall": uninstall,
+    "test": test,
+}
+
+
 def main() -> None:
     asked = json.load(sys.stdin)
     try:
-        answer: dict[str, Any] = {"answer": {"lint": lint, "render": render}[asked.pop("do")](**asked)}
+        answer: dict[str, Any] = {"answer": COMMANDS[asked.pop("do")](**asked)}
     except helm.HelmError as error:
         answer = {"error": str(error)}
     json.dump(answer, sys.stdout)

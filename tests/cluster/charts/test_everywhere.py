@@ -1,0 +1,61 @@
+"""One operator for all namespaces, by Helm; and the same objects by `kubectl apply -k`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.our_cluster
+
+MANIFESTS = Path(__file__).parents[3] / "manifests"
+
+Manifest = dict[str, Any]
+
+
+def test_a_release_for_all_namespaces(
+    release: Any,
+    kubectl: Callable[..., str],
+    until: Callable[..., Any],
+    on_kwok: Manifest,
+    other_namespace: str,
+    all_resources: Callable[[], list[str]],
+    refused: Callable[[str], list[Manifest]],
+) -> None:
+    until(lambda: not all_resources(), "resources of other tests are gone: this operator would look after them too")
+    release.install(watchNamespace="")
+    elsewhere = release.in_namespace(other_namespace)
+    elsewhere.make_store_secret()
+    elsewhere.apply("away", release.real_spec({"scheduling": on_kwok, "tenants": [{"name": "acme"}]}))
+    until(lambda: elsewhere.condition("away", "Ready") == "True", "ready in a namespace that is not the operator's")
+    assert elsewhere.get("secret", "away.acme")
+    kubectl("delete", "infd/away", "-n", other_namespace, "--timeout=90s")
+    assert refused(f"system:serviceaccount:{release.namespace}:inferengine-operator") == []
+
+
+def test_kustomize_makes_what_the_files_say(kubectl: Callable[..., str]) -> None:
+    """That the files say what the chart makes is tested without a cluster."""
+    made = list(yaml.safe_load_all(kubectl("kustomize", str(MANIFESTS))))
+    files = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["resources"]
+    found = [yaml.safe_load((MANIFESTS / path).read_text()) for path in files]
+    assert by_name(made) == by_name(found)
+
+
+def by_name(objects: list[Manifest]) -> dict[tuple[str, str], Manifest]:
+    return {(item["kind"], item["metadata"]["name"]): item for item in objects}
+
+
+def test_the_api_server_takes_the_manifests(kubectl: Callable[..., str], until: Callable[..., Any]) -> None:
+    """The image is in no registry here, so no operator starts."""
+    namespace = "inferengine-system"
+    try:
+        kubectl("apply", "-k", str(MANIFESTS))
+        pods = ("get", "pods", "--namespace", namespace, "--output=jsonpath={.items[*].spec.serviceAccountName}")
+        until(lambda: kubectl(*pods) == "inferengine-operator", "a pod of the operator")
+    finally:
+        kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
+        name = "inferengine-operator"
+        kubectl("delete", f"clusterrole/{name}", f"clusterrolebinding/{name}", "--ignore-not-found")

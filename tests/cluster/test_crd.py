@@ -13,7 +13,7 @@ import pytest
 from kubernetes import client, config
 
 ROOT = Path(__file__).parents[2]
-QUICKSTART = ROOT / "manifests/examples/quickstart.yaml"
+EXAMPLES = sorted((ROOT / "manifests/examples").glob("*.yaml"))
 GROUP, VERSION, PLURAL = "inferengine.dev", "v1alpha1", "inferencedeployments"
 
 
@@ -103,8 +103,11 @@ def test_a_change(server: Server, case: Any) -> None:
     assert case.said in refusal
 
 
-def test_the_quickstart_applies_unchanged_and_twice_the_same(kubectl: Callable[..., str], namespace: str) -> None:
-    apply = ("apply", "--namespace", namespace, "--filename", str(QUICKSTART), "--output", "json")
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_an_example_applies_unchanged_and_twice_the_same(
+    kubectl: Callable[..., str], namespace: str, file: Path
+) -> None:
+    apply = ("apply", "--namespace", namespace, "--filename", str(file), "--output", "json")
     first, second = (json.loads(kubectl(*apply)) for _ in range(2))
     assert (first["metadata"]["generation"], second["metadata"]["generation"]) == (1, 1)
 

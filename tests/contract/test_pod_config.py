@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import msgspec
+import pytest
+
 from infer_engine.config import EngineConfig
 from infer_operator import keys, spec
+from infer_operator.builders import configmap
 from infer_operator.builders.pod import engine_config, pod_config
 from infer_operator.state import Key, Resource
 from infer_server import config as server_config
@@ -57,6 +61,38 @@ def test_the_server_reads_what_the_operator_writes(tmp_path: Path) -> None:
         device="cpu",
         dtype="float32",
     )
+
+
+def test_a_url_with_a_password_is_read_from_its_own_file(tmp_path: Path) -> None:
+    deployment = spec.convert(
+        {
+            "apiVersion": "inferengine.dev/v1alpha1",
+            "kind": "InferenceDeployment",
+            "metadata": {"name": "d", "namespace": "team"},
+            "spec": {"model": {"uri": "/m", "name": "m"}, "tenants": [{"name": "acme"}], "drain": {"seconds": 7}},
+        }
+    )
+    written = configmap.pod_json(Resource(uid="u", generation=1, deployment=deployment))
+    url = tmp_path / "url"
+    file = tmp_path / "pod.json"
+    file.write_text(written.replace(configmap.STORE_URL_FILE, str(url)))
+    with pytest.raises(FileNotFoundError):
+        server_config.load(file)
+    url.write_text("redis://user:password@store:6379\n")
+    config = server_config.load(file)
+    assert (config.store_url, config.namespace, config.drain_seconds) == ("redis://user:password@store:6379", "team", 7)
+    assert (config.listen_host, config.http_host, config.http_port) == ("0.0.0.0", "0.0.0.0", 9400)
+
+
+@pytest.mark.parametrize("given", ["", '"storeUrl": "redis://x", "storeUrlFile": "/y",'])
+def test_a_pod_has_one_store(tmp_path: Path, given: str) -> None:
+    file = tmp_path / "pod.json"
+    file.write_text(
+        f'{{{given} "namespace": "n", "deployment": "d", "model": "/m", "modelName": "m", '
+        '"serverKeyFile": "a", "namespaceKeyFile": "b"}'
+    )
+    with pytest.raises(msgspec.ValidationError, match="give one of"):
+        server_config.load(file)
 
 
 def test_a_resource_without_engine_settings_has_the_engine_s_own_defaults() -> None:

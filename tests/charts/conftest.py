@@ -34,8 +34,8 @@ def ask(**question: Any) -> Any:
 def render() -> Callable[..., dict[str, str]]:
     """Text by template, e.g. `deployment.yaml`; without those that make nothing."""
 
-    def call(values: Manifest | None = None, name: str = "inferengine") -> dict[str, str]:
-        made = ask(do="render", values=values or {}, name=name, namespace="inferengine-system")
+    def call(values: Manifest | None = None, name: str = "inferengine", **options: str) -> dict[str, str]:
+        made = ask(do="render", values=values or {}, name=name, namespace="inferengine-system", **options)
         prefix = "inferengine/templates/"
         return {path.removeprefix(prefix): text for path, text in made.items() if text.strip()}
 
@@ -55,6 +55,13 @@ def objects(render: Callable[..., dict[str, str]]) -> Callable[..., list[Manifes
         ]
 
     return call
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> str:
+    """The chart as it is published."""
+    path: str = ask(do="package", directory=str(tmp_path))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,14 @@ def lint(values: dict[str, Any]) -> list[str]:
     return [*report["errors"], *(found["error"] for found in report["messages"] if found["severity"] >= warning)]
 
 
-def render(values: dict[str, Any], name: str, namespace: str) -> dict[str, str]:
-    """By template."""
-    with helm.Chart.load(CHART) as chart:
+def package(directory: str) -> str:
+    """The archive's path."""
+    return helm.package(CHART, destination=directory)
+
+
+def render(values: dict[str, Any], name: str, namespace: str, path: str = str(CHART)) -> dict[str, str]:
+    """By template; of the chart in this clone, or of an archive."""
+    with helm.Chart.load(path) as chart:
         chart.validate_schema(values)
         return chart.render(values, name=name, namespace=namespace)
 
@@ -51,6 +56,7 @@ def test(name: str, namespace: str, timeout: int) -> str:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "lint": lint,
+    "package": package,
     "render": render,
     "install": install,
     "uninstall": uninstall,

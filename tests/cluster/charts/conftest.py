@@ -226,6 +226,18 @@ def other_namespace(kubectl: Kubectl) -> Iterator[str]:
     kubectl("delete", "namespace", name, "--wait=false")
 
 
+@pytest.fixture(scope="session")
+def definition(kubectl: Kubectl) -> None:
+    """The CRD, as it is in this clone."""
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD_FILE))
+    kubectl("wait", "--for=condition=Established", DEFINITION, "--timeout=30s")
+
+
+@pytest.fixture
+def resources_in(kubectl: Kubectl) -> Callable[[str], list[str]]:
+    return lambda namespace: resources(kubectl, "--namespace", namespace)
+
+
 @pytest.fixture
 def all_resources(kubectl: Kubectl) -> Callable[[], list[str]]:
     return lambda: resources(kubectl, "--all-namespaces")

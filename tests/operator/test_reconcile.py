@@ -314,7 +314,15 @@ def test_changes_come_in_an_order_that_a_crash_cannot_harm() -> None:
     resource = Resource(uid="u", generation=1, deployment=deployment("new"))
     observed = Observed(resource=resource, records={"old": record("old", 1)}, objects={"old": b"", "same": b"x"})
     changes: list[Change] = list(
-        compare(KEY, resource, {"new": record("new", 2)}, {"new": b"y", "same": b"x"}, observed, 100.0, lambda _, a, b: a == b)
+        compare(
+            KEY,
+            resource,
+            {"new": record("new", 2)},
+            {"new": b"y", "same": b"x"},
+            observed,
+            100.0,
+            lambda _, a, b: a == b,
+        )
     )
     document = changes[2]
     assert isinstance(document, WriteDocument)

@@ -86,7 +86,7 @@ BAD = [
     (
         "maxBatchSize: 8",
         "maxBatchsize: 8",
-        f"spec.engine.maxBatchsize: unknown field; allowed: {ENGINE_FIELDS}; did you mean maxBatchSize?",
+        f"spec.engine.maxBatchsize: unknown field; did you mean maxBatchSize? allowed: {ENGINE_FIELDS}",
     ),
     ("maxBatchSize: 8", "zzz: 8", f"spec.engine.zzz: unknown field; allowed: {ENGINE_FIELDS}"),
     ("maxBatchSize: 8", "7: 8", f"spec.engine.7: unknown field; allowed: {ENGINE_FIELDS}"),
@@ -164,6 +164,13 @@ BAD = [
         "maxBatchSize: 8\n    maxBatchSize: 9",
         'line 11, column 5: "maxBatchSize" occurs twice in one mapping, first in line 10',
     ),
+    ("    maxBatchSize: 8", "\tmaxBatchSize: 8", "line 10, column 1: a tab; YAML is indented with spaces"),
+    (
+        "    maxBatchSize: 8",
+        "   maxBatchSize: 8\n    maxQueueSize: 8",
+        "line 11, column 17: mapping values are not allowed here "
+        "(is this line, or the one before it, indented as far as its neighbours?)",
+    ),
     ("maxBatchSize: 8", "maxBatchSize: [", "line 12, column 5: expected the node content, but found '-'"),
 ]
 
@@ -179,7 +186,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         GOOD.replace("maxBatchSize: 8", "maxBatchSize: 0").replace("name: globex", "name: G").replace("kind:", "knd:")
     )
     assert errors_of(text) == [
-        "knd: unknown field; allowed: apiVersion, kind, metadata, spec; did you mean kind?",
+        "knd: unknown field; did you mean kind? allowed: apiVersion, kind, metadata, spec",
         "kind: missing; must be InferenceDeployment",
         'spec.tenants[1].name: got "G"; must be a DNS label of at most 25 characters',
         "spec.engine.maxBatchSize: got 0; must be an integer >= 1",
@@ -201,7 +208,7 @@ def test_256_tenants_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "got null; must be a mapping with apiVersion, kind, metadata, spec"),
+        (b"", "got nothing; must be a mapping with apiVersion, kind, metadata, spec"),
         (b"- a", 'got ["a"]; must be a mapping with apiVersion, kind, metadata, spec'),
         (b"a: 1\n---\nb: 2", "line 2, column 1: but found another document"),
         (b"a: !!python/object:os.system x", "line 1, column 4: could not determine a constructor for the tag "),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tabulate import tabulate
 
 from infer_operator.status import Status
@@ -13,12 +15,17 @@ def tenants(status: Status) -> str:
         (
             tenant.name,
             "suspended" if tenant.suspended else tenant.endpoint,
-            tenant.credentials_file,
             quota(tenant.quota),
         )
         for tenant in status.tenants
     ]
-    return tabulate(rows, headers=("tenant", "endpoint", "credentials file", "quota"))
+    return tabulate(rows, headers=("tenant", "endpoint", "quota"))
+
+
+def places(status: Status) -> str:
+    """The long paths, which a table would break: one line for all credentials files, one for the metrics."""
+    folders = sorted({str(Path(tenant.credentials_file).parent) for tenant in status.tenants})
+    return "\n".join([*(f"credentials: {folder}/TENANT.json" for folder in folders), f"metrics: {status.metrics_url}"])
 
 
 def conditions(status: Status) -> str:

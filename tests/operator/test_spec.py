@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from infer_operator import spec
+from infer_operator.spec import EngineSpec, ModelSpec, TenantSpec
+from infer_server.contract.document import QuotaLimits
 
 GOOD = """\
 apiVersion: inferengine.dev/v1alpha1
@@ -191,6 +195,23 @@ def test_all_mistakes_are_told_at_once() -> None:
         'spec.tenants[1].name: got "G"; must be a DNS label of at most 25 characters',
         "spec.engine.maxBatchSize: got 0; must be an integer >= 1",
     ]
+
+
+def test_the_reference_has_each_field_with_its_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    told = {name.strip("`"): row[1].strip("`") for row in rows for name in row[0].split(", ")}
+    for struct, path in ((ModelSpec, ""), (EngineSpec, ""), (TenantSpec, ""), (QuotaLimits, "quota.")):
+        for field in msgspec.structs.fields(struct):
+            if field.encode_name == "quota":
+                continue
+            default = told[f"{path}{field.encode_name}"]
+            if field.default is msgspec.NODEFAULT:
+                assert default == ""
+            elif field.default is not None:
+                assert default == json.dumps(field.default).strip('"').removesuffix(".0")
 
 
 @pytest.mark.parametrize("count", [0, 257])

@@ -373,6 +373,8 @@ def _max_model_len(config: EngineConfig, info: ModelInfo) -> int:
 def _tell(sequence: scheduling.Sequence, event: Event, cancel: Callable[[int], None]) -> None:
     try:
         sequence.on_event(event)
-    except Exception:
+    except KeyboardInterrupt:
+        raise  # without an engine's thread it is the caller's
+    except BaseException:  # a SystemExit or CancelledError of one listener is no concern of the others
         logger.exception("the listener of request %d failed; it is cancelled", sequence.request_id)
         cancel(sequence.request_id)

@@ -105,7 +105,7 @@ class StepLoop:
                 if self._has_work():
                     self._step()
             self._on_end(None)
-        except BaseException as error:  # a listener's SystemExit, too: the others' callers wait
+        except BaseException as error:  # whatever it is, callers wait for their last events
             logger.critical("the engine's step loop broke down", exc_info=True)
             with self._condition:
                 self._is_closing = True

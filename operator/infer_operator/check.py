@@ -67,8 +67,8 @@ def _check_struct(value: object, kind: inspect.StructType, path: str) -> Iterato
     for name in value:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            yield f"{_join(path, name)}: unknown field; allowed: {', '.join(known)}{hint}"
+            hint = f"did you mean {close[0]}? " if close else ""
+            yield f"{_join(path, name)}: unknown field; {hint}allowed: {', '.join(known)}"
     for name, field in known.items():
         if name in value:
             yield from _check(value[name], field.type, _join(path, name))

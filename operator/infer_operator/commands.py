@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from infer_operator import spec, table
-from infer_operator.backends import probe
+from infer_operator.backends import model_here, probe
 from infer_operator.backends.local import HOST
 from infer_operator.backends.state_dir import AlreadyRunningError, StateDir, StateDirError, default_home
 from infer_operator.endpoints import PortsExhaustedError
@@ -30,7 +30,7 @@ def up(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        deployment = spec.load(args.file)
+        deployment = model_here.load(args.file)
     except spec.SpecError as error:
         return _fail("up", f"{args.file} is wrong:", *error.errors)
     name = deployment.metadata.name
@@ -106,15 +106,24 @@ def _live(name: str, state: StateDir, known: Status) -> dict[str, Any]:
 
 
 def _as_text(shown: dict[str, Any], known: Status) -> str:
-    state = "ready" if shown["ready"] else "running, not ready" if shown["running"] else "not running"
+    """Conditions are those of a running deployment; what they were before it was stopped is of no use now."""
     processes = ", ".join(f"{name} {pid}" for name, pid in shown["processes"].items()) or "none"
     parts = [
-        f"{shown['name']}: {state}; generation {known.observed_generation}; processes: {processes}",
+        f"{shown['name']}: {_state(shown, known)}; generation {known.observed_generation}; processes: {processes}",
         table.tenants(known),
-        table.conditions(known),
-        f"metrics: {known.metrics_url}",
+        *([table.conditions(known)] if shown["running"] else []),
+        table.places(known) if shown["running"] else "start it: inferengine up -f FILE",
     ]
     return "\n\n".join(parts)
+
+
+def _state(shown: dict[str, Any], known: Status) -> str:
+    if shown["ready"]:
+        return "ready"
+    if not shown["running"]:
+        return "not running"
+    others = [one.status for one in known.conditions if one.type not in ("Accepted", "Ready")]
+    return "serving, but its newest edit is refused" if set(others) == {"True"} else "running, not ready"
 
 
 def _say(line: str) -> None:

@@ -313,7 +313,8 @@ def parse(content: bytes) -> InferenceDeployment:
 def convert(value: Any) -> InferenceDeployment:
     """From plain data, as parsed from YAML or received from an API server. Raises SpecError."""
     if not isinstance(value, dict):
-        raise SpecError([f"got {check.shown(value)}; must be a mapping with apiVersion, kind, metadata, spec"])
+        given = "nothing" if value is None else check.shown(value)
+        raise SpecError([f"got {given}; must be a mapping with apiVersion, kind, metadata, spec"])
     errors = check.mistakes(value, InferenceDeployment, "")
     if errors:
         raise SpecError(errors)
@@ -386,4 +387,8 @@ class _Loader(yaml.SafeLoader):
 def _one_line(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).replace("\n", " ")
+    if "cannot start any token" in problem and "\\t" in problem:
+        problem = "a tab; YAML is indented with spaces"
+    elif problem.startswith("expected <block end>") or problem == "mapping values are not allowed here":
+        problem += " (is this line, or the one before it, indented as far as its neighbours?)"
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else f"not valid YAML: {problem}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from msgspec import UnsetType
 from tabulate import tabulate
 
@@ -14,12 +16,17 @@ def tenants(status: Status) -> str:
         (
             tenant.name,
             "suspended" if tenant.suspended else tenant.endpoint,
-            tenant.credentials,
             quota(tenant.quota),
         )
         for tenant in status.tenants
     ]
-    return tabulate(rows, headers=("tenant", "endpoint", "credentials", "quota"))
+    return tabulate(rows, headers=("tenant", "endpoint", "quota"))
+
+
+def places(status: Status) -> str:
+    """The long paths, which a table would break: one line for all credentials files, one for the metrics."""
+    folders = sorted({str(Path(tenant.credentials).parent) for tenant in status.tenants})
+    return "\n".join([*(f"credentials: {folder}/TENANT.json" for folder in folders), f"metrics: {status.metrics_url}"])
 
 
 def conditions(status: Status) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from infer_operator import reconcile, spec, table
-from infer_operator.backends import probe
+from infer_operator.backends import model_here, probe
 from infer_operator.backends.local import HOST, NAMESPACE, POD, LocalBackend, is_free
 from infer_operator.backends.process import Process
 from infer_operator.backends.state_dir import StateDir, StateDirError, default_home
@@ -38,6 +38,7 @@ PORT_WAIT_SECONDS = 10.0
 DEFAULT_HTTP_PORT = 9400
 PROCESS_ENDED = re.compile(r" ERROR serve: (?:engine|gateway): ended \((.*?)\)")
 """how the pod's supervisor logs that it will start a process again"""
+PROCESS_ERROR = re.compile(r" ERROR (?:engine|gateway): (.*)")
 HOPELESS_CODES = ("exit code 2", "exit code 3")
 """the configuration is refused; the model cannot be served"""
 FUTILE_ENDS = 3
@@ -103,6 +104,8 @@ class Up:
         self._pod_config = b""
         """what the running pod was started with"""
         self._was_ready = False
+        self._told_hopeless = False
+        """whether it was said that the pod that runs now does not become ready"""
         self._trouble = ""
         self._file_seen = _content_mark(options.file)
         self._next_resync = 0.0
@@ -158,10 +161,13 @@ class Up:
 
     async def _wait_for_own_ports(self) -> None:
         """Tenants keep their ports for ever, so each must be free now; a pod of a killed `up` may still be ending."""
-        records = self._backend.records()
+        records, told = self._backend.records(), False
         for tenant in self._options.deployment.spec.tenants:
             record = records.get(tenant.name)
             while record is not None and not self._backend.ports.reclaim(record.port) and not await self._pause():
+                if not told:
+                    told = True
+                    self._say(f"waiting for port {record.port} of tenant {record.name}: another program has it")
                 if time.monotonic() - self._started > PORT_WAIT_SECONDS:
                     raise StartError(
                         f"tenant {record.name}: its port {record.port} is in use by another program; stop that program, or "
@@ -181,6 +187,7 @@ class Up:
             await asyncio.sleep(0.05)
 
     async def _start_pod(self) -> None:
+        self._told_hopeless = False
         self._pod_config = self._state.read(POD) or b""
         await self._pod.start()
 
@@ -198,7 +205,8 @@ class Up:
                 outcome = await reconcile.reconcile(self._key, self._backend)
                 assert outcome.status is not None
                 self._say(
-                    f"ready after {seconds:.1f} s\n\n{table.tenants(outcome.status)}\n\nmetrics: {outcome.status.metrics_url}"
+                    f"ready after {seconds:.1f} s\n\n{table.tenants(outcome.status)}\n\n{table.places(outcome.status)}\n"
+                    f"talk to it: inferengine chat --tenant {outcome.status.tenants[0].name}{self._elsewhere()}"
                 )
                 return
             blocked = answer is not None and any(PORT_IN_USE in reason for reason in answer.reasons)
@@ -209,6 +217,14 @@ class Up:
                 told = seconds
                 why = "; ".join(answer.reasons[:3]) if answer else "the pod does not answer yet"
                 self._say(f"still waiting after {seconds:.0f} s: {why}")
+
+    def _elsewhere(self) -> str:
+        """What other commands have to be told to find this deployment, and this one alone."""
+        home = default_home()
+        if self._state.path.parent != home:
+            return f" --state-dir {self._state.path}"
+        alone = len(list(home.glob("*/resource.json"))) == 1
+        return "" if alone else f" --deployment {self._state.path.name}"
 
     def _gives_up(self) -> bool:
         """A pod starts its own processes again and again; whether that is in vain. Told by what it has logged."""
@@ -236,7 +252,7 @@ class Up:
             return False
         self._file_seen = mark
         try:
-            deployment = spec.load(self._options.file)
+            deployment = model_here.load(self._options.file)
             if deployment.metadata.name != self._key.name:
                 name = deployment.metadata.name
                 raise spec.SpecError([f'metadata.name: got "{name}"; must stay "{self._key.name}" while it runs'])
@@ -246,7 +262,10 @@ class Up:
             for line in error.errors:
                 self._say(f"  {line}")
         else:
+            before = self._state.resource()
             self._backend.put(deployment)
+            if self._state.resource() == before:
+                self._say(f"{self._options.file} is as applied: nothing to change")
         return True
 
     async def _reconcile(self) -> None:
@@ -301,6 +320,10 @@ class Up:
                 if ready
                 else f"not ready: {'; '.join(answer.reasons[:3]) if answer else 'no answer from the pod'}"
             )
+        if not ready and self._pod.running and not self._told_hopeless and self._gives_up():
+            self._told_hopeless = True
+            self._next_resync = 0.0
+            self._say(self._failure(self._pod, "the pod tries in vain to become ready"))
 
     async def _health(self) -> Health:
         answer = await probe.readiness(HOST, self._http_port) if self._pod.running else None
@@ -309,15 +332,22 @@ class Up:
         return Health(
             available=ready,
             reason="PodReady" if ready else ("PodNotReady" if self._pod.running else "PodNotRunning"),
-            message="; ".join(answer.reasons) if answer else "the pod does not answer",
+            message="; ".join([*(answer.reasons if answer else ["the pod does not answer"]), *self._last_error(ready)]),
             processes={name: pid for name, pid in pids.items() if pid is not None},
             metrics_url=f"http://{HOST}:{self._http_port}/metrics",
         )
 
+    def _last_error(self, ready: bool) -> list[str]:
+        """What the engine or the gateway has said last of why it ended, where that keeps the pod from being ready."""
+        if ready or not self._pod.running or not self._gives_up():
+            return []
+        return [match[1] for line in self._pod.last_words(200) if (match := PROCESS_ERROR.search(line))][-1:]
+
     # --- end ---------------------------------------------------------------------------------------------------------
     async def _drain(self) -> None:
-        if self._pod.running:
-            self._say("draining: running requests may finish, new ones are refused; once more to stop at once")
+        if self._pod.running and self._stopping.is_set():
+            how = "draining: running requests may finish, new ones are refused" if self._was_ready else "stopping"
+            self._say(f"{how}; once more to stop at once")
         if not await self._pod.stop(self._stop_seconds(), self._hurry):
             self._say("the pod did not end by itself and was killed")
         with contextlib.suppress(OSError, StateDirError, PortsExhaustedError):
@@ -325,7 +355,8 @@ class Up:
         self._backend.ports.close()
         await self._documents.close()
         await self._store.stop(STORE_STOP_SECONDS, self._hurry)
-        self._say("stopped")
+        if self._stopping.is_set():
+            self._say("stopped")
 
     def _stop_seconds(self) -> float:
         """How long the running pod may take to end: its drain, which is part of what it was started with, and a margin."""

@@ -78,12 +78,16 @@ def start(args: argparse.Namespace, config: PodConfig) -> int:
 
 
 def run_store(config: PodConfig) -> NoReturn:
+    from infer_engine.errors import ConfigError
     from infer_server.quota.embedded import run_embedded
 
     url = urlsplit(config.store_url)
     if url.scheme != "unix" or not url.path.endswith("/store.sock"):
         raise StartError(f"storeUrl: got {config.store_url!r}; an embedded store is at unix:///DIRECTORY/store.sock")
-    run_embedded(Path(url.path).parent)
+    try:
+        run_embedded(Path(url.path).parent)
+    except ConfigError as error:
+        raise StartError(str(error)) from error
 
 
 if __name__ == "__main__":

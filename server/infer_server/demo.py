@@ -80,6 +80,9 @@ def demo(argv: list[str]) -> int:
     print("\nWhat was seen")
     for promise, evidence in tour.seen:
         print(f"  {promise:<58}  {evidence}")
+    print(
+        f"\nServe it yourself: inferengine up -f {args.file}\nand in another terminal: inferengine chat --tenant acme"
+    )
     return 0
 
 
@@ -161,7 +164,7 @@ def _share(tour: Tour, acme: Client, globex: Client) -> None:
     tour.claim(
         "the first request had nothing to share",
         first.usage.cached_tokens < 20,
-        f"{first.usage.cached_tokens} tokens cached",
+        f"{first.usage.cached_tokens} tokens cached (how every chat begins)",
     )
     tour.claim(
         "a tenant never hits another's cache", other.usage.cached_tokens == 0, "globex, same text: 0 tokens cached"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from infer_operator import spec
+from infer_operator.spec import EngineSpec, ModelSpec, TenantSpec
+from infer_server.contract.document import QuotaLimits
 
 GOOD = """\
 apiVersion: inferengine.dev/v1alpha1
@@ -86,7 +90,7 @@ BAD = [
     (
         "maxBatchSize: 8",
         "maxBatchsize: 8",
-        f"spec.engine.maxBatchsize: unknown field; allowed: {ENGINE_FIELDS}; did you mean maxBatchSize?",
+        f"spec.engine.maxBatchsize: unknown field; did you mean maxBatchSize? allowed: {ENGINE_FIELDS}",
     ),
     ("maxBatchSize: 8", "zzz: 8", f"spec.engine.zzz: unknown field; allowed: {ENGINE_FIELDS}"),
     ("maxBatchSize: 8", "7: 8", f"spec.engine.7: unknown field; allowed: {ENGINE_FIELDS}"),
@@ -169,6 +173,13 @@ BAD = [
         "maxBatchSize: 8\n    maxBatchSize: 9",
         'line 11, column 5: "maxBatchSize" occurs twice in one mapping, first in line 10',
     ),
+    ("    maxBatchSize: 8", "\tmaxBatchSize: 8", "line 10, column 1: a tab; YAML is indented with spaces"),
+    (
+        "    maxBatchSize: 8",
+        "   maxBatchSize: 8\n    maxQueueSize: 8",
+        "line 11, column 17: mapping values are not allowed here "
+        "(is this line, or the one before it, indented as far as its neighbours?)",
+    ),
     ("maxBatchSize: 8", "maxBatchSize: [", "line 12, column 5: expected the node content, but found '-'"),
 ]
 
@@ -184,11 +195,28 @@ def test_all_mistakes_are_told_at_once() -> None:
         GOOD.replace("maxBatchSize: 8", "maxBatchSize: 0").replace("name: globex", "name: G").replace("kind:", "knd:")
     )
     assert errors_of(text) == [
-        "knd: unknown field; allowed: apiVersion, kind, metadata, spec; did you mean kind?",
+        "knd: unknown field; did you mean kind? allowed: apiVersion, kind, metadata, spec",
         "kind: missing; must be InferenceDeployment",
         'spec.tenants[1].name: got "G"; must be a DNS label of at most 25 characters',
         "spec.engine.maxBatchSize: got 0; must be an integer >= 1",
     ]
+
+
+def test_the_reference_has_each_field_with_its_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    told = {name.strip("`"): row[1].strip("`") for row in rows for name in row[0].split(", ")}
+    for struct, path in ((ModelSpec, ""), (EngineSpec, ""), (TenantSpec, ""), (QuotaLimits, "quota.")):
+        for field in msgspec.structs.fields(struct):
+            if field.encode_name == "quota":
+                continue
+            default = told[f"{path}{field.encode_name}"]
+            if field.default is msgspec.NODEFAULT:
+                assert default == ""
+            elif field.default is not None:
+                assert default == json.dumps(field.default).strip('"').removesuffix(".0")
 
 
 @pytest.mark.parametrize("count", [0, 257])
@@ -206,7 +234,7 @@ def test_256_tenants_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "got null; must be a mapping with apiVersion, kind, metadata, spec"),
+        (b"", "got nothing; must be a mapping with apiVersion, kind, metadata, spec"),
         (b"- a", 'got ["a"]; must be a mapping with apiVersion, kind, metadata, spec'),
         (b"a: 1\n---\nb: 2", "line 2, column 1: but found another document"),
         (b"a: !!python/object:os.system x", "line 1, column 4: could not determine a constructor for the tag "),

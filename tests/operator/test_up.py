@@ -99,6 +99,10 @@ class Deployment:
         answer = subprocess.run(command, capture_output=True, check=False)
         return dict(json.loads(answer.stdout)) if answer.returncode == 0 else {}
 
+    def status_text(self) -> str:
+        command = [sys.executable, "-m", "infer_operator", "status", "--state-dir", str(self.state)]
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout
+
     def wait(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + SECONDS
         while not condition():
@@ -166,9 +170,10 @@ def test_it_serves_and_says_how(running: Deployment) -> None:
         credentials = running.state / "credentials" / f"{tenant}.json"
         endpoint = json.loads(credentials.read_bytes())["endpoint"]
         (line,) = [line for line in said.splitlines() if line.startswith(f"{tenant} ")]
-        assert line.split(maxsplit=3) == [tenant, endpoint, str(credentials), quota]
+        assert line.split(maxsplit=2) == [tenant, endpoint, quota]
         assert ask(running, tenant) == 5
-    assert f"metrics: {status['metricsUrl']}" in said
+    assert f"credentials: {running.state}/credentials/TENANT.json\nmetrics: {status['metricsUrl']}\n" in said
+    assert said.endswith(f"talk to it: inferengine chat --tenant acme --state-dir {running.state}\n")
 
 
 def test_status_as_json(running: Deployment) -> None:
@@ -225,13 +230,39 @@ def test_a_wrong_edit_changes_nothing(running: Deployment) -> None:
     running.edit("maxBatchSize: 4", "maxBatchSize: 0")
     running.wait_said("spec.engine.maxBatchSize: got 0; must be an integer >= 1")
     running.wait(lambda: running.status()["conditions"][0]["status"] == "False", "the condition Accepted")
+    assert running.status_text().startswith("small: serving, but its newest edit is refused; generation ")
     assert ask(running, "acme") == 5
     running.file.write_text(before.replace("name: small\nspec", "name: other\nspec"))
     running.wait_said('metadata.name: got "other"; must stay "small" while it runs')
     running.file.unlink()
     running.wait_said("cannot be read: No such file or directory")
     running.file.write_text(before)
+    running.wait_said(f"{running.file} is as applied: nothing to change")
     running.wait(lambda: running.status()["ready"], "the good file to be accepted again")
+
+
+def test_a_pod_that_serves_is_not_stopped_for_a_model_that_is_not_there(running: Deployment) -> None:
+    before, pod = running.file.read_text(), running.status()["processes"]["pod"]
+    running.edit("uri: /", "uri: /no/such/place/")
+    running.wait_said("spec.model.uri: /no/such/place/")
+    assert ask(running, "acme") == 5
+    running.file.write_text(before)
+    running.wait(lambda: running.status()["ready"], "the good file to be accepted again")
+    assert running.status()["processes"]["pod"] == pod
+
+
+def test_a_restart_in_vain_says_why(running: Deployment) -> None:
+    before = running.file.read_text()
+    running.edit("maxCacheTokens: 512", "maxCacheTokens: 512, kvDim: 7")
+    running.wait_said("the pod tries in vain to become ready; the end of ")
+    why = "kv_dim: got 7; the model"
+    assert why in running.said()
+    running.wait(
+        lambda: any(why in one["message"] for one in running.status()["conditions"]), "the reason in the status"
+    )
+    running.file.write_text(before)
+    running.wait(lambda: running.status()["ready"], "the good file to be served again")
+    assert ask(running, "acme") == 5
 
 
 def test_a_killed_store_comes_back(running: Deployment) -> None:
@@ -267,6 +298,8 @@ def test_sigterm_drains_and_leaves_nothing(running: Deployment) -> None:
     assert running.said().endswith("stopped\n")
     status = running.status()
     assert (status["running"], status["ready"], status["processes"]) == (False, False, {})
+    assert running.status_text().startswith("small: not running; ")
+    assert "Ready" not in running.status_text()
 
 
 def test_nothing_outlives_a_killed_up(fresh: Deployment) -> None:
@@ -293,9 +326,20 @@ def test_a_model_that_is_missing(fresh: Deployment, model: Path) -> None:
     fresh.edit(str(model), "/no/such/model")
     process = fresh.start()
     assert process.wait(SECONDS) == 1
-    assert "inferengine up: the pod did not start" in fresh.said()
-    assert "/no/such/model" in fresh.said().split("did not start")[1]
+    assert fresh.said() == (
+        f"inferengine up: {fresh.file} is wrong:\n  spec.model.uri: /no/such/model: no such file or directory; "
+        "give a directory with config.json and .safetensors files, or a .gguf file\n"
+    )
     assert fresh.processes() == []
+
+
+@pytest.mark.parametrize("package", ["not_installed", "__main__", "a.b"])
+def test_a_model_in_a_package_that_is_missing(
+    fresh: Deployment, model: Path, package: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh.edit(str(model), f"package://{package}/model.gguf")
+    assert commands.up(["-f", str(fresh.file), "--state-dir", str(fresh.state)]) == 1
+    assert f"no Python package '{package}' is installed; install it, or give another model" in capsys.readouterr().err
 
 
 def test_a_model_that_is_truncated(fresh: Deployment, model: Path) -> None:
@@ -305,6 +349,8 @@ def test_a_model_that_is_truncated(fresh: Deployment, model: Path) -> None:
     os.truncate(weights, weights.stat().st_size - 1000)
     fresh.edit(str(model), str(copy))
     assert fresh.start().wait(SECONDS) == 1
+    assert "inferengine up: the pod did not start" in fresh.said()
+    assert "stop" not in fresh.said()  # nothing was asked to stop
     assert f"{weights}: has {weights.stat().st_size} bytes where its header says" in fresh.said()
     assert "fetch the model again" in fresh.said()
     assert fresh.processes() == []
@@ -341,10 +387,19 @@ def test_a_tenant_s_port_in_use(
     state.write_as("tenants/acme.json", mint_tenant("acme", listener))
     monkeypatch.setattr(up, "PORT_WAIT_SECONDS", 0.0)
     assert commands.up(["-f", str(fresh.file), "--state-dir", str(fresh.state)]) == 1
-    assert capsys.readouterr().err.startswith(
+    captured = capsys.readouterr()
+    assert f"waiting for port {listener} of tenant acme: another program has it\n" in captured.out
+    assert captured.err.startswith(
         f"inferengine up: tenant acme: its port {listener} is in use by another program; stop that program, or remove "
     )
     assert fresh.processes() == []
+
+
+def test_a_state_directory_whose_path_is_too_long(fresh: Deployment) -> None:
+    fresh.state = fresh.state / ("x" * 100)
+    assert fresh.start().wait(SECONDS) == 1
+    assert "choose a shorter state directory (--state-dir, or XDG_STATE_HOME)" in fresh.said()
+    assert "Traceback" not in fresh.said()
 
 
 def test_a_wrong_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,6 @@ pool first; each sequence then gathers its own context from it, prefill chunk an
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +18,11 @@ from infer_engine.model.protocol import ForwardBatch
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """What one sequence's rows attend to: rows [start, end) of the step to the tokens at `slots`.
+    """What one sequence's n rows of the step attend to: the tokens at `slots`.
 
-    mask: [end - start, len(slots)], True where a row sees a token; None with is_causal or where every row sees all.
+    mask: [n, len(slots)], True where a row sees a token; None with is_causal or where every row sees all.
     """
 
-    start: int
-    end: int
     slots: torch.Tensor
     mask: torch.Tensor | None
     is_causal: bool
@@ -41,7 +38,7 @@ class RaggedAttention:
         # One transfer to the device for all sequences
         all_slots = torch.tensor(np.concatenate(batch.kv_slots), device=pool.device)
         self._slots = torch.split(all_slots, [len(slots) for slots in batch.kv_slots])
-        self._bounds = list(itertools.pairwise(batch.query_start.tolist()))
+        self._num_rows = np.diff(batch.query_start).tolist()
         self._sequences: dict[int | None, list[_Sequence]] = {}
 
     def forward(
@@ -65,37 +62,36 @@ class RaggedAttention:
         num_kv_heads = key.shape[0]
         # Query heads that share a K/V head are grouped, so that K and V need no copies
         grouped = query.view(num_kv_heads, num_heads // num_kv_heads, num_tokens, head_dim)
-        output = query.new_empty(num_tokens, num_heads, head_dim)
-        for sequence in self._for_window(sliding_window):
+        attended = []
+        rows_of = torch.split(grouped, self._num_rows, dim=2)
+        for sequence, rows in zip(self._for_window(sliding_window), rows_of, strict=True):
             keys, values = self._pool.read(layer_idx, sequence.slots)
-            rows = grouped[:, :, sequence.start : sequence.end]
-            attended = _attend(rows, keys.transpose(0, 1), values.transpose(0, 1), sequence, scaling, softcap)
-            output[sequence.start : sequence.end] = attended.reshape(num_heads, -1, head_dim).transpose(0, 1)
-        return output
+            attended.append(_attend(rows, keys.transpose(0, 1), values.transpose(0, 1), sequence, scaling, softcap))
+        return torch.cat(attended)
 
     def _for_window(self, window: int | None) -> list[_Sequence]:
         if window not in self._sequences:
             self._sequences[window] = [
-                self._sequence(start, end, slots, window)
-                for (start, end), slots in zip(self._bounds, self._slots, strict=True)
+                self._sequence(num_query, slots, window)
+                for num_query, slots in zip(self._num_rows, self._slots, strict=True)
             ]
         return self._sequences[window]
 
-    def _sequence(self, start: int, end: int, slots: torch.Tensor, window: int | None) -> _Sequence:
-        num_query, num_context = end - start, slots.shape[0]
+    def _sequence(self, num_query: int, slots: torch.Tensor, window: int | None) -> _Sequence:
+        num_context = slots.shape[0]
         first = 0 if window is None else max(0, num_context - num_query - window + 1)  # earlier ones no row sees
         num_seen = num_context - first
         if num_query == 1:
-            return _Sequence(start, end, slots[first:], mask=None, is_causal=False)
+            return _Sequence(slots[first:], mask=None, is_causal=False)
         if num_seen == num_query and (window is None or num_query <= window):
-            return _Sequence(start, end, slots[first:], mask=None, is_causal=True)
+            return _Sequence(slots[first:], mask=None, is_causal=True)
         distance = torch.arange(num_seen - num_query, num_seen, device=self._device)[:, None] - torch.arange(
             num_seen, device=self._device
         )
         mask = distance >= 0
         if window is not None:
             mask &= distance < window
-        return _Sequence(start, end, slots[first:], mask, is_causal=False)
+        return _Sequence(slots[first:], mask, is_causal=False)
 
 
 def _attend(
@@ -106,21 +102,27 @@ def _attend(
     scaling: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """query [num_kv_heads, group, n, head_dim], keys and values [num_kv_heads, context, head_dim]; returns query's shape."""
+    """query [num_kv_heads, group, n, head_dim], keys and values [num_kv_heads, context, head_dim].
+
+    Returns [n, num_heads, head_dim]. Called for each sequence in each layer, so that even views count: they are few.
+    """
+    num_kv_heads, group, num_rows, head_dim = query.shape
+    keys, values = keys.unsqueeze(1), values.unsqueeze(1)
     if softcap is not None:
-        return _attend_softcapped(query, keys, values, sequence, scaling, softcap)
-    if query.shape[2] == 1:  # one row sees all: the heads of a group are then as good as rows
-        folded = query.transpose(1, 2)
-        return scaled_dot_product_attention(folded, keys[:, None], values[:, None], scale=scaling).transpose(1, 2)
-    shape = (query.shape[0], query.shape[1], *keys.shape[1:])
-    return scaled_dot_product_attention(
-        query,
-        keys[:, None].expand(shape),
-        values[:, None].expand(shape),
-        attn_mask=sequence.mask,
-        is_causal=sequence.is_causal,
-        scale=scaling,
-    )
+        attended = _attend_softcapped(query, keys, values, sequence, scaling, softcap)
+    elif num_rows == 1:  # one row sees all: the heads of a group are then as good as rows
+        folded = scaled_dot_product_attention(query.transpose(1, 2), keys, values, scale=scaling)
+        return folded.reshape(1, num_kv_heads * group, head_dim)
+    else:
+        attended = scaled_dot_product_attention(
+            query,
+            keys.expand(-1, group, -1, -1),
+            values.expand(-1, group, -1, -1),
+            attn_mask=sequence.mask,
+            is_causal=sequence.is_causal,
+            scale=scaling,
+        )
+    return attended.reshape(num_kv_heads * group, num_rows, head_dim).transpose(0, 1)
 
 
 def _attend_softcapped(
@@ -131,8 +133,11 @@ def _attend_softcapped(
     scaling: float,
     softcap: float,
 ) -> torch.Tensor:
-    """torch's fused attention knows no softcap, so the scores are written out, with the softmax in float32."""
-    scores = torch.matmul(query, keys[:, None].transpose(2, 3)) * scaling
+    """torch's fused attention knows no softcap, so the scores are written out, with the softmax in float32.
+
+    keys and values [num_kv_heads, 1, context, head_dim]; returns query's shape.
+    """
+    scores = torch.matmul(query, keys.transpose(2, 3)) * scaling
     scores = torch.tanh(scores / softcap) * softcap
     mask = sequence.mask
     if sequence.is_causal:
@@ -140,4 +145,4 @@ def _attend_softcapped(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, values[:, None])
+    return torch.matmul(weights, values)

@@ -33,8 +33,10 @@ class Credentials(Struct, frozen=True, kw_only=True, rename="camel"):
         """Raises OSError, or ValueError that names the file and the field."""
         try:
             return msgspec.json.decode(Path(path).read_bytes(), type=cls)
-        except msgspec.DecodeError as error:
+        except msgspec.ValidationError as error:
             raise ValueError(f"{path}: {error}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not a credentials file, which is JSON: {error}") from error
 
 
 def _is_key(text: str) -> bool:

@@ -127,7 +127,7 @@ class GatewayProcess:
             obstacles.append("the model is not loaded")
         if not self._follower.reachable:
             obstacles.append("the store does not answer")
-        return obstacles + self._endpoints.obstacles()
+        return obstacles or self._endpoints.obstacles()  # before that endpoints can't be open
 
     def _open_endpoints(self) -> None:
         if self._engine.model is not None and self._follower.reachable:

@@ -158,7 +158,7 @@ def _prepare(directory: Path) -> _Paths:
     if length > MAX_SOCKET_PATH:
         raise ConfigError(
             f"the store's socket path {paths.socket} has {length} bytes and a Unix socket allows {MAX_SOCKET_PATH}: "
-            "choose a shorter state directory (XDG_STATE_HOME)"
+            "choose a shorter state directory (--state-dir, or XDG_STATE_HOME)"
         )
     try:
         paths.directory.mkdir(mode=0o700, parents=True, exist_ok=True)

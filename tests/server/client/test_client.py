@@ -275,6 +275,10 @@ def test_a_forgotten_client_is_closed_but_not_under_its_stream(pod: Pod, credent
 
 def test_credentials_that_are_wrong_name_the_file_and_the_field(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
+    for content in (b"# a title", b"\xff\xff"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"c\.json: not a credentials file, which is JSON: "):
+            Client.from_credentials(path)
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"c\.json: .*`endpoint`"):
         Client.from_credentials(path)

@@ -93,7 +93,9 @@ def test_one_store_for_a_directory(tmp_path: Path) -> None:
 
 def test_a_path_too_long_for_a_socket_says_what_to_do(tmp_path: Path) -> None:
     directory = tmp_path / ("d" * 100)
-    with pytest.raises(ConfigError, match=r"allows 107: choose a shorter state directory \(XDG_STATE_HOME\)"):
+    with pytest.raises(
+        ConfigError, match=r"allows 107: choose a shorter state directory \(--state-dir, or XDG_STATE_HOME\)"
+    ):
         EmbeddedStore(directory)
     assert not directory.exists()
 

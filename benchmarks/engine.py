@@ -189,6 +189,7 @@ def main() -> None:
             "decode": decode(contenders, counts, rng),
             "first_token": first_token(contenders, counts, rng),
         }
+    gc.unfreeze()
     print(json.dumps(figures, indent=2))
     if args.json is not None:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -49,8 +49,11 @@ def run(config: PodConfig, link_fd: int) -> int:
     except (ConfigError, ModelLoadError) as error:
         log.error("the model can't be served: %s", error)
         return EXIT_MODEL
-    with engine:
-        return EngineHost(engine, link, outbox).run(ready)
+    try:
+        with engine:
+            return EngineHost(engine, link, outbox).run(ready)
+    finally:
+        gc.unfreeze()  # what stays frozen is never freed, and triton's bindings list it all on stderr as leaked
 
 
 def _start_engine(config: PodConfig, on_step_end: Callable[[], None]) -> InferenceEngine:

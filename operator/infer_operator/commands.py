@@ -16,7 +16,7 @@ from infer_operator.backends import model_here, probe
 from infer_operator.backends.local import HOST
 from infer_operator.backends.state_dir import AlreadyRunningError, StateDir, StateDirError, default_home
 from infer_operator.endpoints import PortsExhaustedError
-from infer_operator.status import Status
+from infer_operator.status import BAD_WHEN_TRUE, Status
 from infer_operator.up import Options, StartError, Up
 
 
@@ -122,8 +122,8 @@ def _state(shown: dict[str, Any], known: Status) -> str:
         return "ready"
     if not shown["running"]:
         return "not running"
-    others = [one.status for one in known.conditions if one.type not in ("Accepted", "Ready")]
-    return "serving, but its newest edit is refused" if set(others) == {"True"} else "running, not ready"
+    wrong = {one.type for one in known.conditions if one.status != str(one.type not in BAD_WHEN_TRUE)}
+    return "serving, but its newest edit is refused" if wrong == {"Accepted", "Ready"} else "running, not ready"
 
 
 def _say(line: str) -> None:

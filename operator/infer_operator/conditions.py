@@ -6,6 +6,7 @@ running. Why an engine refuses a model is in its log alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ TROUBLE = (
     "RunContainerError",
 )
 """reasons of waiting containers that don't pass by themselves"""
+PREEMPTION = re.compile(r"\s*(no new claims to deallocate, )?preemption: .*", re.DOTALL)
+"""what the scheduler's message goes on with: why it drives no other pod away, which helps nobody here"""
+UNSCHEDULABLE_HINT = "Add nodes that have what a pod asks for, or lower replicas, resources or what scheduling demands."
 
 
 def health(resource: Resource, deployment: Observed | None, pods: Sequence[Observed]) -> Health:
@@ -102,7 +106,7 @@ def _degraded(deployment: Observed | None, pods: Sequence[Observed]) -> Finding:
         failure = _condition(deployment, "ReplicaFailure", "message")
         if failure is not None and _condition(deployment, "ReplicaFailure") == "True":
             return Finding(True, "PodsRefused", failure)
-    troubles = [trouble for pod in pods for trouble in _troubles(pod)]
+    troubles = [*_unscheduled(pods), *(trouble for pod in pods for trouble in _troubles(pod))]
     if troubles:
         reason = troubles[0][0]
         shown = [message for _, message in troubles[:SHOWN_PODS]]
@@ -114,11 +118,21 @@ def _degraded(deployment: Observed | None, pods: Sequence[Observed]) -> Finding:
     return Finding(False, "AsExpected")
 
 
+def _unscheduled(pods: Sequence[Observed]) -> Iterator[tuple[str, str]]:
+    """(reason, message) for those that find no node. The scheduler says the same of all of one template: once is enough."""
+    names: dict[str, list[str]] = {}
+    for pod in pods:
+        if _condition(pod, "PodScheduled", "reason") == "Unschedulable":
+            told = PREEMPTION.sub("", _condition(pod, "PodScheduled", "message") or "")
+            names.setdefault(told, []).append(pod["metadata"]["name"])
+    for told, waiting in names.items():
+        who = f"pod {waiting[0]} finds" if len(waiting) == 1 else f"{len(waiting)} pods find"
+        yield "Unschedulable", f"{who} no node: {told} {UNSCHEDULABLE_HINT}"
+
+
 def _troubles(pod: Observed) -> Iterator[tuple[str, str]]:
-    """(reason, message) of what keeps it from running."""
+    """(reason, message) of what keeps its containers from running."""
     name = pod["metadata"]["name"]
-    if _condition(pod, "PodScheduled", "reason") == "Unschedulable":
-        yield "Unschedulable", f"pod {name} finds no node: {_condition(pod, 'PodScheduled', 'message')}"
     for container in (*_containers(pod, "initContainerStatuses"), *_containers(pod)):
         waiting = container.get("state", {}).get("waiting") or {}
         if waiting.get("reason") in TROUBLE:

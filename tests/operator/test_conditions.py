@@ -146,9 +146,15 @@ def test_what_keeps_pods_from_running() -> None:
 
 
 def test_no_node_and_no_permission() -> None:
-    lonely = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
-    finding = conditions.health(RESOURCE, deployment(), [pod(conditions=[lonely])]).others["Degraded"]
-    assert (finding.reason, finding.message) == ("Unschedulable", "pod p finds no node: 0/3 nodes")
+    told = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    preemption = " no new claims to deallocate, preemption: 0/3 nodes are available: 3 No preemption victims found."
+    lonely = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": told + preemption}
+    pods = [pod(name, conditions=[lonely]) for name in "pqr"]
+    finding = conditions.health(RESOURCE, deployment(), pods[:1]).others["Degraded"]
+    message = f"pod p finds no node: {told} {conditions.UNSCHEDULABLE_HINT}"
+    assert (finding.reason, finding.message) == ("Unschedulable", message)
+    finding = conditions.health(RESOURCE, deployment(), pods).others["Degraded"]
+    assert finding.message == f"3 pods find no node: {told} {conditions.UNSCHEDULABLE_HINT}"
     refused = {"type": "ReplicaFailure", "status": "True", "message": "violates PodSecurity"}
     finding = conditions.health(RESOURCE, deployment(conditions=[refused]), []).others["Degraded"]
     assert (finding.reason, finding.message) == ("PodsRefused", "violates PodSecurity")

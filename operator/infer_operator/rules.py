@@ -5,6 +5,7 @@ Each rule is also a CEL rule of the CRD, but for the forms that OpenAPI has no w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from infer_operator.spec import DeploymentSpec, EngineSpec, ModelSpec, ResourcesSpec, TenantSpec
 
 HTTP_PORT = 9400
+WHOLE_DEVICES = r"^(nvidia[.]com/(gpu|gpu[.]shared|mig-.*)|amd[.]com/.*|gpu[.]intel[.]com/(i915|xe)|habana[.]ai/gaudi)$"
+"""resources of which one unit is a device, or a fixed part of one: a second unit would lie idle"""
 
 
 def contradictions(spec: DeploymentSpec) -> Iterator[str]:
@@ -76,6 +79,10 @@ def _accelerator(spec: DeploymentSpec) -> Iterator[str]:
         yield f'spec.accelerator: got {name}; must be absent where engine.device is "cpu", or make that "auto"'
     if name in spec.resources.requests or name in spec.resources.limits:
         yield f"spec.resources: got {name}; must be in accelerator.resourceName alone"
+    count = spec.accelerator.count
+    if count > 1 and re.fullmatch(WHOLE_DEVICES, name):
+        what_to_do = "an engine uses one device; for more of them raise replicas"
+        yield f"spec.accelerator.count: got {count}; must be 1 for {name}: {what_to_do}"
 
 
 def _resources(resources: ResourcesSpec) -> Iterator[str]:

@@ -155,9 +155,11 @@ class ResourcesSpec(_Fields, frozen=True, kw_only=True):
 
 
 class AcceleratorSpec(_Fields, frozen=True, kw_only=True):
-    """Each pod gets one: a pod has one engine, an engine has one device."""
+    """Each pod gets one device: a pod has one engine, an engine has one device."""
 
     resource_name: ResourceName
+    count: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Units of a resource that shares a device out, such as gigabytes of its memory; 1 for whole devices."""
 
 
 class SchedulingSpec(_Fields, frozen=True, kw_only=True):

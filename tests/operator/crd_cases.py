@@ -82,6 +82,7 @@ COMPANIONS: dict[str, Patch] = {
     },
     "spec.tenants[0].quota.requestsBurst": {"spec.tenants[0].quota.requestsPerMinute": 1},
     "spec.tenants[0].quota.tokensBurst": {"spec.tenants[0].quota.tokensPerMinute": 1},
+    "spec.accelerator.count": {"spec.accelerator": {"resourceName": "example.test/gpu-mem"}},
     "spec.accelerator": {"spec.accelerator": {"resourceName": "nvidia.com/gpu"}},
     "spec.endpoints.portRange.first": {"spec.endpoints.portRange.last": 65535, "spec.disruption": {}},
     "spec.endpoints.portRange.last": {"spec.endpoints.portRange.first": 1024},
@@ -218,6 +219,12 @@ RULES = [
         {"spec.accelerator": {"resourceName": "nvidia.com/gpu"}, "spec.resources.limits": {"memory": "1Gi"}},
         {"spec.accelerator": {"resourceName": "nvidia.com/gpu"}, "spec.resources.limits": {"nvidia.com/gpu": 1}},
         "spec.resources: got nvidia.com/gpu",
+    ),
+    _rule(
+        "count must be 1 for a resource of whole devices",
+        {"spec.accelerator": {"resourceName": "nvidia.com/gpumem", "count": 4000}},
+        {"spec.accelerator": {"resourceName": "nvidia.com/mig-1g.5gb", "count": 2}},
+        "spec.accelerator.count: got 2; must be 1 for nvidia.com/mig-1g.5gb",
     ),
     _rule(
         "uri must be an absolute directory, package://MODULE/FILE or hf://ORG/NAME",

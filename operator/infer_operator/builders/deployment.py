@@ -184,7 +184,8 @@ def _image(spec: DeploymentSpec, context: m.Context) -> dict[str, Any]:
 def _resources(spec: DeploymentSpec) -> dict[str, Any]:
     requests, limits = dict(spec.resources.requests), dict(spec.resources.limits)
     if spec.accelerator is not None:  # the API server makes an extended resource's request equal to its limit
-        requests[spec.accelerator.resource_name] = limits[spec.accelerator.resource_name] = 1
+        name = spec.accelerator.resource_name
+        requests[name] = limits[name] = spec.accelerator.count
     found = {"requests": requests, "limits": limits}
     return {kind: amounts for kind, amounts in found.items() if amounts}
 

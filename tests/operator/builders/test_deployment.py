@@ -134,6 +134,12 @@ def test_an_accelerator_is_asked_for_by_name(make: Make) -> None:
     }
 
 
+def test_units_of_a_shared_device_are_counted(make: Make) -> None:
+    units = {"example.test/gpu-mem": "8"}
+    made = make(accelerator={"resourceName": "example.test/gpu-mem", "count": 8})
+    assert made.container["resources"] == {"requests": units, "limits": units}
+
+
 def test_shared_memory_and_a_writable_place(make: Make) -> None:
     made = make()
     assert made.volume("shm")["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}

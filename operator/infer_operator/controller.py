@@ -71,8 +71,7 @@ class Controller:
             except StoreUnavailableError as error:
                 raise WaitingError(f"deletion waits for the quota store: {error}") from error
         raw = await finalizer.ensure(self._cluster, raw)
-        await self._bring_nearer(key, raw, resource)
-        return None
+        return await self._bring_nearer(key, raw, resource)
 
     async def _gone(self, key: Key) -> None:
         """The garbage collector deletes what it owned. If somebody took our finalizer away, keys are left in its store."""
@@ -82,7 +81,7 @@ class Controller:
             await self._sweep(url)
         await self._cluster.forget(key)
 
-    async def _bring_nearer(self, key: Key, raw: Object, resource: Resource) -> None:
+    async def _bring_nearer(self, key: Key, raw: Object, resource: Resource) -> float | None:
         backend = KubernetesBackend(self._cluster, key, raw, resource)
         try:
             await backend.prepare()
@@ -95,6 +94,7 @@ class Controller:
         await backend.label_pods()
         if outcome.retry:
             raise WaitingError("waits for the quota store, or for an object that was refused; its status says which")
+        return outcome.look_again
 
     async def _not_understood(self, key: Key, raw: Object, error: SpecError) -> None:
         """A resource of another version of its schema, say: what runs goes on, and the resource may be deleted."""

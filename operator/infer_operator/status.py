@@ -17,11 +17,16 @@ from msgspec import UNSET, Struct, UnsetType
 
 from infer_operator.state import Resource
 from infer_server.contract.document import QuotaLimits
+from infer_server.contract.report import PodReport
 
 MESSAGE_CHARACTERS = 2048
 """of a condition: lists in it are cut there"""
 BAD_WHEN_TRUE = ("Degraded", "Progressing")
 """conditions of which Ready wants the opposite"""
+
+
+Reports = Mapping[str, PodReport | None]
+"""pod -> what it said last; None: nothing lately"""
 
 
 class Condition(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -109,6 +114,8 @@ class Health:
     """ModelReady, Progressing, Degraded: type -> finding, where the backend can tell"""
     pods: Pods | None = None
     """None on one machine"""
+    reports: Reports | None = field(default_factory=dict)
+    """of the pods that are ready; None: the store did not tell"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +130,8 @@ class Facts:
     """objects that could not be made as wanted, and what was found damaged, a line each"""
     store_error: str | None
     document_revision: int
-    programmed: bool
-    """The document in the store is the one that was wanted."""
+    programmed: Finding
+    """of TenantsProgrammed"""
     health: Health
 
 
@@ -167,15 +174,10 @@ def build(facts: Facts, before: Status | None, now: datetime) -> Status:
 def _findings(facts: Facts) -> dict[str, Finding]:
     reachable = facts.store_error is None
     accepted = not facts.rejected
-    programmed = Finding(
-        facts.programmed if reachable else None,
-        "Programmed" if facts.programmed else "Pending",
-        "" if facts.programmed else "the tenants are not in the store yet",
-    )
     return {
         "Accepted": Finding(accepted, "Accepted" if accepted else "Invalid", "\n".join(facts.rejected)),
         "QuotaStoreReachable": Finding(reachable, "Answers" if reachable else "NoAnswer", facts.store_error or ""),
-        "TenantsProgrammed": programmed,
+        "TenantsProgrammed": facts.programmed,
         "Available": Finding(facts.health.available, facts.health.reason, facts.health.message),
         **facts.health.others,
         "Degraded": _degraded(facts),

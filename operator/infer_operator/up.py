@@ -203,7 +203,8 @@ class Up:
             if answer is not None and answer.ready:
                 self._was_ready = True
                 outcome = await reconcile.reconcile(self._key, self._backend)
-                assert outcome.status is not None
+                if outcome.status is None:  # it was given another document just now
+                    continue
                 self._say(
                     f"ready after {seconds:.1f} s\n\n{table.tenants(outcome.status)}\n\n{table.places(outcome.status)}\n"
                     f"talk to it: inferengine chat --tenant {outcome.status.tenants[0].name}{self._elsewhere()}"
@@ -278,7 +279,8 @@ class Up:
             self._next_resync = time.monotonic() + RESYNC_SECONDS
             return
         self._trouble = ""
-        self._next_resync = time.monotonic() + (TICK_SECONDS if outcome.retry else RESYNC_SECONDS)
+        again = TICK_SECONDS if outcome.retry else min(outcome.look_again or RESYNC_SECONDS, RESYNC_SECONDS)
+        self._next_resync = time.monotonic() + again
         written = [change for change in outcome.changes if isinstance(change, WriteDocument)]
         for change in outcome.changes:
             if isinstance(change, SaveTenants):

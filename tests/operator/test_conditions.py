@@ -169,7 +169,7 @@ def build(health: status.Health, **changed: Any) -> status.Status:
         "refused": (),
         "store_error": None,
         "document_revision": 7,
-        "programmed": True,
+        "programmed": status.Finding(True, "Programmed"),
         "health": health,
     }
     return status.build(status.Facts(**(facts | changed)), None, NOW)

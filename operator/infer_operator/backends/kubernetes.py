@@ -32,7 +32,7 @@ from infer_operator.state import (
     WriteDocument,
     WriteObject,
 )
-from infer_operator.status import Access, Health, Status
+from infer_operator.status import Access, Health, Reports, Status
 from infer_server.contract.document import DesiredState
 from infer_server.contract.store import DocumentStore, StoreUnavailableError
 
@@ -312,7 +312,19 @@ class KubernetesBackend:
     async def health(self, key: Key) -> Health:
         found = self._child(DEPLOYMENT, m.server_name(self._resource))
         owned = found if found is not None and is_owned(found, self._resource.uid) else None
-        return conditions.health(self._resource, owned, self._pods())
+        health = conditions.health(self._resource, owned, self._pods())
+        return replace(health, reports=await self._reports())
+
+    async def _reports(self) -> Reports | None:
+        ready = [pod["metadata"]["name"] for pod in self._pods() if is_ready(pod)]
+        if not ready:
+            return {}
+        if self._documents is None:
+            return None
+        try:
+            return await self._documents.reports(ready)
+        except StoreUnavailableError:
+            return None
 
     async def last_status(self, key: Key) -> Status | None:
         try:

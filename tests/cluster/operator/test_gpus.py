@@ -77,7 +77,9 @@ async def pods(home: Any) -> list[Object]:
     return list((await home.kube.list(POD, "inferengine.dev/deployment=d", home.namespace))[0])
 
 
-async def test_a_gpu_request_lands_only_on_nodes_that_have_it(home: Any, operator: Any, until: Any, pool: str) -> None:
+async def test_a_gpu_request_lands_only_on_nodes_that_have_it(
+    home: Any, operator: Any, followers: None, until: Any, pool: str
+) -> None:
     """Nothing but the request keeps pods from the other nodes: no selector, and the toleration lets them on all of kwok's."""
     scheduling = {"tolerations": [TOLERATION]}
     await home.apply("d", "acme", accelerator={"resourceName": GPU}, scheduling=scheduling, replicas=6)
@@ -90,7 +92,7 @@ async def test_a_gpu_request_lands_only_on_nodes_that_have_it(home: Any, operato
         assert found["metadata"]["labels"]["type"] == "kwok"
 
 
-async def test_more_replicas_than_gpus(home: Any, operator: Any, until: Any, pool: str) -> None:
+async def test_more_replicas_than_gpus(home: Any, operator: Any, followers: None, until: Any, pool: str) -> None:
     scheduling = {"tolerations": [TOLERATION], "nodeSelector": {POOL_LABEL: pool}}
     await home.apply("d", "acme", accelerator={"resourceName": GPU}, scheduling=scheduling, replicas=6)
     told = await home.condition("d", "Ready", "False", f"Insufficient {GPU}")

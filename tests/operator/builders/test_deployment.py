@@ -200,7 +200,7 @@ def test_a_pod_template_is_merged_and_selectors_stay(make: Make) -> None:
     assert made.pod["metadata"]["labels"].items() >= made.one("Deployment")["spec"]["selector"]["matchLabels"].items()
     assert {"x", CONFIG_ANNOTATION} == made.pod["metadata"]["annotations"].keys()
     server, sidecar = made.pod["spec"]["containers"]
-    env = {variable["name"]: variable["value"] for variable in server["env"]}
+    env = {variable["name"]: variable.get("value") for variable in server["env"]}
     assert (env["HOME"], env["A"], env["XDG_CACHE_HOME"]) == ("/home", "b", "/var/cache/inferengine")
     assert sidecar["resources"] == {"limits": {"memory": "1Gi"}}
     assert made.volume("models") == {"name": "models", "hostPath": {"path": "/models"}}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from infer_operator import check
+from infer_operator.keys import public_key_error
 from infer_operator.quantity import value_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def contradictions(spec: DeploymentSpec) -> Iterator[str]:
     yield from _model(spec.model)
     yield from _engine(spec.engine)
     yield from _tenants(spec.tenants)
+    yield from _public_keys(spec.tenants)
     yield from _accelerator(spec)
     yield from _resources(spec.resources)
     yield from _endpoints(spec)
@@ -55,6 +57,20 @@ def _engine(engine: EngineSpec) -> Iterator[str]:
             f"spec.engine.chunkedPrefillTokens: got {engine.chunked_prefill_tokens}; "
             f"must be at least maxBatchSize ({engine.max_batch_size})"
         )
+
+
+def _public_keys(tenants: tuple[TenantSpec, ...]) -> Iterator[str]:
+    """Whose a key is must be beyond doubt. No CEL rule compares up to 512 keys within its limit."""
+    first: dict[str, str] = {}
+    for index, tenant in enumerate(tenants):
+        for number, key in enumerate(tenant.auth.public_keys if tenant.auth else ()):
+            path = f"spec.tenants[{index}].auth.publicKeys[{number}]"
+            error = public_key_error(key)
+            if error is not None:
+                yield f"{path}: got {check.shown(key)}; {error}"
+            before = first.setdefault(key, path)
+            if before != path:
+                yield f"{path}: got {check.shown(key)}, as {before} has; must be unique: make another pair"
 
 
 def _tenants(tenants: tuple[TenantSpec, ...]) -> Iterator[str]:

@@ -82,6 +82,14 @@ Quantity = Annotated[
     | Annotated[str, Meta(max_length=18, pattern=r"^[0-9]{1,12}([.][0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")],
     Meta(description='a Kubernetes quantity such as 2, "500m" or 16Gi (a fraction in quotes)'),
 ]
+PublicKey = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9a-zA-Z.:+=^!/*?&<>(){}@%$#\[\]-]{40}$",
+        max_length=40,
+        description="a CURVE public key, 40 characters of Z85",
+    ),
+]
 Port = Annotated[int, Meta(ge=1024, le=65535)]
 Seconds = Annotated[int, Meta(ge=1, le=3600)]
 Strings = Annotated[dict[str, Annotated[str, Meta(max_length=4096)]], Meta(max_length=64)]
@@ -140,10 +148,19 @@ class EngineSpec(_Fields, frozen=True, kw_only=True):
     default_max_tokens: Count = 256
 
 
+class AuthSpec(_Fields, frozen=True, kw_only=True):
+    """Keys of the tenant's own. Their secret halves never leave the tenant."""
+
+    public_keys: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=2)]
+    """Two while one takes over from the other."""
+
+
 class TenantSpec(_Fields, frozen=True, kw_only=True):
     name: Name
     suspend: bool = False
     """Close its endpoint; its port, keys and cache stay."""
+    auth: AuthSpec | None = None
+    """Absent: a pair is made for it."""
     quota: QuotaLimits = QuotaLimits()
 
 

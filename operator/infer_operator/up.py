@@ -270,6 +270,7 @@ class Up:
         return True
 
     async def _reconcile(self) -> None:
+        known = self._backend.records().keys()
         try:
             outcome = await reconcile.reconcile(self._key, self._backend)
         except (OSError, StateDirError, PortsExhaustedError) as error:
@@ -286,7 +287,8 @@ class Up:
             if isinstance(change, SaveTenants):
                 for record in change.records:
                     access = self._backend.access(self._key, record)
-                    self._say(f"tenant {record.name} added: {access.endpoint}, {access.credentials}")
+                    what = "has other keys" if record.name in known else "added"
+                    self._say(f"tenant {record.name} {what}: {access.endpoint}, {access.credentials}")
             elif isinstance(change, RemoveTenants):
                 for record in change.records:
                     self._say(f"tenant {record.name} removed")

@@ -47,6 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--deployment", help="name of the local deployment, where several have this tenant")
     parser.add_argument("--state-dir", type=Path, help="state directory of the deployment, where `up` was given one")
     parser.add_argument("--credentials", type=Path, help="credentials file")
+    parser.add_argument("--secret-key-file", type=Path, help="secret key of a tenant that has a key pair of its own")
     parser.add_argument("--system", help="system message that opens the conversation")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.7)
@@ -61,7 +62,7 @@ def chat(argv: list[str]) -> int:
     args = parse(argv)
     try:
         credentials = args.credentials or find_credentials(args.tenant, args.state_dir, args.deployment)
-        with Client.from_credentials(credentials) as client:
+        with Client.from_credentials(credentials, secret_key_file=args.secret_key_file) as client:
             conversation = Conversation(client, args)
             if not args.prompt and sys.stdin.isatty():
                 return converse(conversation)

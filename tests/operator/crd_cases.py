@@ -82,6 +82,7 @@ COMPANIONS: dict[str, Patch] = {
     },
     "spec.tenants[0].quota.requestsBurst": {"spec.tenants[0].quota.requestsPerMinute": 1},
     "spec.tenants[0].quota.tokensBurst": {"spec.tenants[0].quota.tokensPerMinute": 1},
+    "spec.tenants[0].auth": {"spec.tenants[0].auth": {"publicKeys": ["7" * 40]}},
     "spec.accelerator.count": {"spec.accelerator": {"resourceName": "example.test/gpu-mem"}},
     "spec.accelerator": {"spec.accelerator": {"resourceName": "nvidia.com/gpu"}},
     "spec.endpoints.portRange.first": {"spec.endpoints.portRange.last": 65535, "spec.disruption": {}},
@@ -110,6 +111,7 @@ TEXTS = {
         "1 Gi",
     ),
 }
+TEXTS[r"^[0-9a-zA-Z.:+=^!/*?&<>(){}@%$#\[\]-]{40}$"] = (lambda length: "7" * length, "~" * 40)
 NUMBERS = ("integer", "number")
 
 
@@ -131,7 +133,7 @@ def _bounds(node: dict[str, Any], path: str) -> Iterator[Case]:
         )
     for name, child in node.get("properties", {}).items():
         yield from _bounds(child, f"{path}.{name}")
-    if node.get("type") == "array" and "properties" in node["items"]:
+    if node.get("type") == "array" and ("properties" in node["items"] or "pattern" in node["items"]):
         yield from _bounds(node["items"], f"{path}[0]")
     if isinstance(node.get("additionalProperties"), dict):
         for keyword, accepted, refused in _samples(node["additionalProperties"]):
@@ -181,6 +183,10 @@ def _samples(node: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _items(node: dict[str, Any], count: int) -> list[Any]:
+    if "pattern" in node["items"]:
+        make, _ = TEXTS[node["items"]["pattern"]]
+        texts = [make(node["items"]["maxLength"]) for _ in range(count)]
+        return [f"{index}{text[1:]}" for index, text in enumerate(texts)]
     return [{"name": f"t{i}"} if "properties" in node["items"] else {"key": f"k{i}"} for i in range(count)]
 
 
@@ -269,6 +275,12 @@ RULES = [
         "spec.tenants[0].quota.tokensBurst: got 5",
     ),
     _rule(
+        "a public key can't be all zeros",
+        {"spec.tenants[0].auth": {"publicKeys": ["1" * 40]}},
+        {"spec.tenants[0].auth": {"publicKeys": ["0" * 40]}},
+        "spec.tenants[0].auth.publicKeys[0]: got ",
+    ),
+    _rule(
         "a request must be at most its limit",
         {"spec.resources": {"requests": {"cpu": "1500m", "memory": "1Gi"}, "limits": {"cpu": 2}}},
         {"spec.resources": {"requests": {"cpu": "2500m"}, "limits": {"cpu": 2}}},
@@ -316,8 +328,17 @@ UNIQUE_TENANTS = Case(
 )
 
 
+UNIQUE_KEYS = Case(
+    "a tenant's keys are a set",
+    {"spec.tenants[0].auth": {"publicKeys": ["1" * 40, "2" * 40]}},
+    {"spec.tenants[0].auth": {"publicKeys": ["1" * 40, "1" * 40]}},
+    "Duplicate value",
+    told="spec.tenants[0].auth.publicKeys[1]: got ",
+)
+
+
 def cases() -> list[Case]:
-    return [*bounds(), *RULES, UNIQUE_TENANTS]
+    return [*bounds(), *RULES, UNIQUE_TENANTS, UNIQUE_KEYS]
 
 
 def messages(node: dict[str, Any] | None = None) -> Iterator[str]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -208,6 +209,37 @@ async def test_a_port_rests_ten_minutes(home: Home) -> None:
     home.clock.now += 1
     await home.apply(deployment("acme", "one", "two"))
     assert (await home.document()).tenants[2].port == port
+
+
+def with_keys(wanted: spec.InferenceDeployment, *public_keys: str) -> spec.InferenceDeployment:
+    """Its first tenant has keys of its own."""
+    first, *others = wanted.spec.tenants
+    first = msgspec.structs.replace(first, auth=spec.AuthSpec(public_keys=public_keys))
+    changed = msgspec.structs.replace(wanted.spec, tenants=(first, *others))
+    return msgspec.structs.replace(wanted, spec=changed)
+
+
+async def test_a_tenant_s_own_keys_come_and_go(home: Home) -> None:
+    def credentials() -> dict[str, str]:
+        found: dict[str, str] = json.loads((home.state.path / "credentials/acme.json").read_bytes())
+        return found
+
+    own, next_one = "1" * 40, "2" * 40
+    await home.apply(deployment("acme", "globex"))
+    first, given = (await home.document()).tenants, credentials()
+    await home.apply(with_keys(deployment("acme", "globex"), own))
+    assert credentials() == {name: given[name] for name in ("endpoint", "serverPublicKey")}
+    assert given["clientSecretKey"] not in str(home.files())  # nothing brings it back
+    changed = (await home.document()).tenants
+    assert changed == (msgspec.structs.replace(first[0], public_keys=(own,)), first[1])
+    outcome = await home.apply(with_keys(deployment("acme", "globex"), own, next_one))
+    assert kinds(outcome) == ["WriteDocument"]
+    assert (await home.document()).tenants[0].public_keys == (own, next_one)
+    await home.apply(deployment("acme", "globex"))
+    last = (await home.document()).tenants[0]
+    assert last.public_keys == (credentials()["clientPublicKey"],)
+    assert last.public_keys[0] not in (own, next_one, given["clientPublicKey"])
+    assert (last.uid, last.port) == (first[0].uid, first[0].port)
 
 
 async def test_uid_port_and_keys_outlive_suspension_and_restart(home: Home) -> None:

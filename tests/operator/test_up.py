@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
+import zmq
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from infer_operator import commands, up
 from infer_operator.backends.state_dir import StateDir
 from infer_operator.reconcile import mint_tenant
-from infer_server.client import Client
+from infer_server.client import AuthenticationFailed, Client, ConnectionLost
 
 SECONDS = 120.0
 """Every wait ends by then; loading torch on a busy machine takes a while."""
@@ -222,6 +223,35 @@ def test_edits_of_tenants_restart_nothing(running: Deployment) -> None:
 
     running.edit("requestsPerMinute: 100", "requestsPerMinute: 200")
     running.wait(lambda: running.status()["tenants"][0]["quota"] == {"requestsPerMinute": 200}, "the new quota")
+    assert running.status()["processes"]["pod"] == pod
+
+
+def test_a_tenant_brings_its_own_key(running: Deployment) -> None:
+    """Live: who has the old key is disconnected at once, whoever has the new one is served, no process restarts."""
+    pod, file = running.status()["processes"]["pod"], running.state / "credentials/globex.json"
+    secret_key_file = running.state.parent / "globex.key"
+    public, secret = zmq.curve_keypair()
+    secret_key_file.write_bytes(secret)
+
+    def is_refused(client: Client) -> bool:
+        try:
+            client.generate("Hello", max_tokens=3, timeout=SECONDS)
+        except (AuthenticationFailed, ConnectionLost):
+            return True
+        return False
+
+    with Client.from_credentials(file) as before:
+        before.generate("Hello", max_tokens=3, timeout=SECONDS)
+        own = f"    - name: globex\n      auth: {{publicKeys: ['{public.decode()}']}}\n"
+        running.edit("    - name: globex\n", own)
+        running.wait(lambda: is_refused(before), "the connection of the old key to end")
+        running.wait_said("tenant globex has other keys: tcp://127.0.0.1:")
+        assert "ecret" not in file.read_text()
+        with Client.from_credentials(file, secret_key_file=secret_key_file) as after:
+            running.wait(lambda: not is_refused(after), "its own key to be let in")
+            running.edit(own, "    - name: globex\n")
+            running.wait(lambda: is_refused(after), "its own key to be gone")
+    assert ask(running, "globex") == 5
     assert running.status()["processes"]["pod"] == pod
 
 

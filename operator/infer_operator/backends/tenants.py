@@ -49,7 +49,9 @@ class Tenants:
         """Records that are whole; and those that have to be saved again, parts of them made anew."""
         records: dict[str, TenantRecord] = {}
         recovered: dict[str, TenantRecord] = {}
-        wanted = [tenant.name for tenant in self._resource.deployment.spec.tenants]
+        tenants = self._resource.deployment.spec.tenants
+        wanted = [tenant.name for tenant in tenants]
+        own_keys = {tenant.name for tenant in tenants if tenant.auth is not None}
         for name, given in self._given.items():
             if name not in wanted:  # it leaves: its keys no longer matter
                 records[name] = _record(name, given, "", "")
@@ -60,6 +62,8 @@ class Tenants:
                 whole = (found.uid, found.port) == (given.uid, given.port)
                 same = msgspec.structs.replace(found, uid=given.uid, port=given.port)
                 (records if whole else recovered)[name] = same
+            elif found is _UNUSABLE and name in own_keys:
+                records[name] = _record(name, given, "", "")
             elif found is _UNUSABLE and known is not None and known.public_keys:
                 # Ours to tell, not to mend. Another key with each run would be worse than the one that clients may have.
                 records[name] = _record(name, given, known.public_keys[0], "")

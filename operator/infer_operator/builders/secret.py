@@ -18,6 +18,7 @@ from typing import Any
 from infer_operator import keys
 from infer_operator.builders import manifest as m
 from infer_operator.builders import service
+from infer_operator.builders.credentials import client_keys
 from infer_operator.state import Resource, TenantRecord
 
 UID_ANNOTATION = f"{m.GROUP}/tenant-uid"
@@ -72,12 +73,11 @@ def keys_secret(resource: Resource, made: Keys) -> m.Manifest:
 
 
 def tenant_secret(resource: Resource, record: TenantRecord, server_public_key: str) -> m.Manifest:
-    """Its data are exactly the arguments of the Python client."""
+    """Its data are exactly the arguments of the Python client; without client keys where the tenant has its own."""
     data = {
         "endpoint": service.endpoint(resource, record),
         "serverPublicKey": server_public_key,
-        "clientPublicKey": record.client_public_key,
-        "clientSecretKey": record.client_secret_key,
+        **client_keys(record),
     }
     return m.manifest(
         resource,
@@ -111,14 +111,21 @@ def read_record(secret: Mapping[str, Any]) -> TenantRecord:
             name=metadata["labels"][m.TENANT_LABEL],
             uid=annotations[UID_ANNOTATION],
             port=int(annotations[PORT_ANNOTATION]),
-            client_public_key=_text(secret, "clientPublicKey"),
-            client_secret_key=_text(secret, "clientSecretKey"),
+            **_client_keys(secret),
         )
     except (KeyError, ValueError) as error:
         raise SecretDamagedError(
             f"Secret {_name(secret)}: label or annotation {error} is missing or wrong; restore it, or delete the Secret: "
             "then the tenant gets a new key, and its cache starts empty"
         ) from error
+
+
+def _client_keys(secret: Mapping[str, Any]) -> dict[str, str]:
+    """Both, or none. Raises SecretDamagedError."""
+    fields = {"client_public_key": "clientPublicKey", "client_secret_key": "clientSecretKey"}
+    if not set(fields.values()) & set(secret.get("data") or {}):
+        return dict.fromkeys(fields, "")
+    return {field: _text(secret, name) for field, name in fields.items()}
 
 
 def embedded_store_url(resource: Resource, made: Keys) -> str:

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from infer_operator import keys
@@ -39,6 +40,22 @@ def test_a_tenant_s_secret_is_what_its_client_needs(make: Make) -> None:
     assert text(manifest, "endpoint") == "tcp://demo-acme-00004e20.team.svc:5555"
     assert text(manifest, "serverPublicKey") == "k" * 40
     assert secret.read_record(manifest) == record
+
+
+def test_a_tenant_with_keys_of_its_own_is_given_none(make: Make) -> None:
+    made = make(tenants=[{"name": "acme", "auth": {"publicKeys": ["7" * 40]}}])
+    record = msgspec.structs.replace(made.records["acme"], client_public_key="", client_secret_key="")
+    manifest = secret.tenant_secret(made.resource, record, "k" * 40)
+    assert manifest["data"].keys() == {"endpoint", "serverPublicKey"}
+    assert secret.read_record(manifest) == record
+
+
+def test_half_a_pair_is_damage(make: Make) -> None:
+    made = make()
+    manifest = secret.tenant_secret(made.resource, made.records["acme"], "k" * 40)
+    del manifest["data"]["clientSecretKey"]
+    with pytest.raises(secret.SecretDamagedError, match=r"Secret team/demo.acme: clientSecretKey is missing"):
+        secret.read_record(manifest)
 
 
 @pytest.mark.parametrize("missing", ["server.key", "namespace.key", "store.password"])

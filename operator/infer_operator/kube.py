@@ -23,6 +23,8 @@ FIELD_MANAGER = "inferengine-operator"
 _OURS = {"fieldManager": FIELD_MANAGER}
 REQUEST_SECONDS = 30.0
 PAGE_ITEMS = 500
+REFUSALS = (400, 403, 422)
+"""What the API server answers to content that it will not take today either: invalid, over a quota, against a policy."""
 WATCH_SECONDS = (540, 660)
 """A watch ends after about ten minutes; the list that follows it is the sweep. Spread, so that not all end at once."""
 # A bookmark comes once a minute: longer silence is a dead connection, or a resourceVersion from the future, which the server

@@ -115,3 +115,9 @@ def _endpoints(spec: DeploymentSpec) -> Iterator[str]:
         yield f"{path}: got {given}; must have a port for each of the {len(spec.tenants)} tenants"
     if ports.first <= HTTP_PORT <= ports.last:
         yield f"{path}: got {given}; must leave out {HTTP_PORT}, the port of probes and metrics"
+    host, type = spec.endpoints.advertised_host, spec.endpoints.service_type
+    path = "spec.endpoints.advertisedHost"
+    if host is not None and type == "ClusterIP":
+        yield f"{path}: got {host}; must be absent where serviceType is ClusterIP: nothing outside leads to that"
+    if host is not None and type == "LoadBalancer" and "{tenant}" not in host:
+        yield f"{path}: got {host}; must contain {{tenant}} where serviceType is LoadBalancer: each tenant has its own address"

@@ -90,6 +90,14 @@ PublicKey = Annotated[
         description="a CURVE public key, 40 characters of Z85",
     ),
 ]
+HostTemplate = Annotated[
+    str,
+    Meta(
+        pattern=r"^([a-z0-9]|[{]tenant[}])([-a-z0-9.]|[{]tenant[}])*$",
+        max_length=200,
+        description="a DNS name or an IPv4 address of at most 200 characters, in which {tenant} stands for the tenant's name",
+    ),
+]
 Port = Annotated[int, Meta(ge=1024, le=65535)]
 Seconds = Annotated[int, Meta(ge=1, le=3600)]
 Strings = Annotated[dict[str, Annotated[str, Meta(max_length=4096)]], Meta(max_length=64)]
@@ -209,6 +217,8 @@ class EndpointsSpec(_Fields, frozen=True, kw_only=True):
 
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     annotations: Strings = {}
+    advertised_host: HostTemplate | None = None
+    """Outside of the cluster: of the nodes, or each tenant's own where Services are load balancers."""
     port_range: PortRange = PortRange()
     """Tenants keep the ports they have when it changes; a port stays unused for ten minutes after its tenant left."""
 
@@ -363,6 +373,7 @@ CLUSTER_ONLY = (
     "modelCache",
     "endpoints.serviceType",
     "endpoints.annotations",
+    "endpoints.advertisedHost",
     "quotaStore",
     "disruption",
     "probes",

@@ -87,6 +87,7 @@ COMPANIONS: dict[str, Patch] = {
     "spec.accelerator": {"spec.accelerator": {"resourceName": "nvidia.com/gpu"}},
     "spec.endpoints.portRange.first": {"spec.endpoints.portRange.last": 65535, "spec.disruption": {}},
     "spec.endpoints.portRange.last": {"spec.endpoints.portRange.first": 1024},
+    "spec.endpoints.advertisedHost": {"spec.endpoints": {"serviceType": "NodePort"}},
     "spec.quotaStore.urlSecretRef": {"spec.quotaStore.urlSecretRef": {"name": "s", "key": "k"}},
     "spec.quotaStore.embedded.storage": {"spec.quotaStore.embedded.storage": {"size": "1Gi"}},
 }
@@ -112,6 +113,7 @@ TEXTS = {
     ),
 }
 TEXTS[r"^[0-9a-zA-Z.:+=^!/*?&<>(){}@%$#\[\]-]{40}$"] = (lambda length: "7" * length, "~" * 40)
+TEXTS[r"^([a-z0-9]|[{]tenant[}])([-a-z0-9.]|[{]tenant[}])*$"] = (lambda length: "h" * length, "{other}.example.test")
 NUMBERS = ("integer", "number")
 
 
@@ -297,6 +299,18 @@ RULES = [
         {"spec.endpoints": {"portRange": {"first": 9401, "last": 9500}}},
         {"spec.endpoints": {"portRange": {"first": 9400, "last": 9500}}},
         "spec.endpoints.portRange: got 9400-9500",
+    ),
+    _rule(
+        "advertisedHost must be absent where serviceType is ClusterIP",
+        {"spec.endpoints": {"serviceType": "NodePort", "advertisedHost": "llm.example.test"}},
+        {"spec.endpoints": {"advertisedHost": "llm.example.test"}},
+        "spec.endpoints.advertisedHost: got llm.example.test; must be absent",
+    ),
+    _rule(
+        "advertisedHost must contain {tenant} where serviceType is LoadBalancer",
+        {"spec.endpoints": {"serviceType": "LoadBalancer", "advertisedHost": "{tenant}.llm.example.test"}},
+        {"spec.endpoints": {"serviceType": "LoadBalancer", "advertisedHost": "llm.example.test"}},
+        "spec.endpoints.advertisedHost: got llm.example.test; must contain {tenant}",
     ),
     _rule(
         "embedded must be absent where urlSecretRef is given",

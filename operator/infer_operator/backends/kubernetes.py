@@ -10,6 +10,7 @@ from typing import assert_never
 import msgspec
 
 from infer_operator import conditions, endpoints
+from infer_operator.backends import handouts
 from infer_operator.backends.drift import differences, sealed
 from infer_operator.backends.protocol import RefusedError
 from infer_operator.backends.tenants import Tenants, is_owned, taken
@@ -18,7 +19,18 @@ from infer_operator.builders import manifest as m
 from infer_operator.builders.configmap import Given, Ledger
 from infer_operator.cluster import KINDS, Cluster
 from infer_operator.events import transitions
-from infer_operator.kube import CONFIG_MAP, DEPLOYMENT, EVENT, POD, RESOURCE, ApiError, Kind, KubeError, Object
+from infer_operator.kube import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    EVENT,
+    POD,
+    REFUSALS,
+    RESOURCE,
+    ApiError,
+    Kind,
+    KubeError,
+    Object,
+)
 from infer_operator.state import (
     Change,
     Content,
@@ -38,9 +50,6 @@ from infer_server.contract.store import DocumentStore, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
-REFUSALS = (400, 403, 422)
-"""What the API server answers to content that it will not take today either: invalid, over a quota, against a policy."""
-
 
 class KubernetesBackend:
     """Made anew for each run, so nothing that was observed outlives it. `prepare` comes first."""
@@ -58,6 +67,7 @@ class KubernetesBackend:
         self._store_url = ""
         self._stored: DesiredState | None = None
         self._tenants: Tenants | None = None
+        self._handouts = handouts.Handouts(cluster, key, resource)
 
     # --- observe -----------------------------------------------------------------------------------------------------
     async def prepare(self) -> None:
@@ -105,7 +115,7 @@ class KubernetesBackend:
             records=records,
             recovered=recovered,
             retired_ports=self._ledger.retired_ports,
-            objects=self._observed_objects(),
+            objects={**self._observed_objects(), **await self._handouts.observe()},
             document=self._stored,
             last_revision=noted.version.revision if noted is not None else 0,
             store_error=self._store_error,
@@ -148,7 +158,8 @@ class KubernetesBackend:
     # --- build and compare -------------------------------------------------------------------------------------------
     def build(self, key: Key, resource: Resource, records: Mapping[str, TenantRecord]) -> Mapping[str, Content]:
         wanted = map(sealed, objects(resource, records, self._cluster.context))
-        return {f"{manifest['kind']}/{manifest['metadata']['name']}": manifest for manifest in wanted}
+        made: dict[str, Content] = {f"{one['kind']}/{one['metadata']['name']}": one for one in wanted}
+        return made | self._handouts.build(records, self._server_public_key)
 
     def same(self, name: str, observed: Content | None, wanted: Content) -> bool:
         if observed is None:
@@ -170,7 +181,10 @@ class KubernetesBackend:
                 await self._save_tenants(records)
             case WriteObject(name, content):
                 assert isinstance(content, dict)
-                await self._write_object(name, content)
+                if name.startswith(handouts.PREFIX):
+                    await self._handouts.write(name, content)
+                else:
+                    await self._write_object(name, content)
             case DeleteObject(name):
                 await self._delete_object(name)
             case RemoveTenants(records, free_at):
@@ -188,7 +202,7 @@ class KubernetesBackend:
         refusals = []
         for record in records:
             try:
-                await self._tenants.save(record, self._server_public_key)
+                await self._tenants.save(record, self._handouts.endpoint(record), self._server_public_key)
             except RefusedError as error:  # the others need not wait for it
                 refusals.append(str(error))
         if refusals:
@@ -307,7 +321,7 @@ class KubernetesBackend:
 
     # --- report ------------------------------------------------------------------------------------------------------
     def access(self, key: Key, record: TenantRecord) -> Access:
-        return Access(service.endpoint(self._resource, record), secret.tenant_secret_name(self._key.name, record.name))
+        return Access(self._handouts.endpoint(record), secret.tenant_secret_name(self._key.name, record.name))
 
     async def health(self, key: Key) -> Health:
         found = self._child(DEPLOYMENT, m.server_name(self._resource))

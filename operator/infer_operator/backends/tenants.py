@@ -106,7 +106,7 @@ class Tenants:
         wanted = self._annotations.get(ROTATE_ANNOTATION + name, "")
         return wanted not in ("", found["metadata"].get("annotations", {}).get(ROTATED_ANNOTATION, ""))
 
-    async def save(self, record: TenantRecord, server_public_key: str) -> None:
+    async def save(self, record: TenantRecord, endpoint: str, server_public_key: str) -> None:
         """Make its Secret say what the record says. Raises RefusedError."""
         name = self._secret_name(record.name)
         found = await self._secrets.read_anew(self._key, name)
@@ -116,7 +116,7 @@ class Tenants:
             if not self._is_to_be_rotated(found, record.name) and _holds(found, record):
                 return
             await self._secrets.delete(self._key, name, found["metadata"]["uid"])
-        manifest = secret.tenant_secret(self._resource, record, server_public_key)
+        manifest = secret.tenant_secret(self._resource, record, endpoint, server_public_key)
         if mark := self._annotations.get(ROTATE_ANNOTATION + record.name):
             manifest["metadata"]["annotations"][ROTATED_ANNOTATION] = mark
         await self._secrets.create(self._key, manifest)

@@ -1,15 +1,17 @@
-"""Secrets, and what is read back from them. Each is created once and never overwritten: it is the only place of what it holds.
+"""Secrets, and what is read back from them. Each is created once, its keys are never overwritten: they are nowhere else.
 
 `<deployment>`           keys.Keys: the deployment's own keys
 `<deployment>.<tenant>`  a TenantRecord: what a tenant's client needs, and in annotations the tenant's uid and port
 
-Both are built for `create`; comparing one with its observed state tells nothing. The reconciler reads them by name.
+Both are built for `create`; comparing one with its observed state tells nothing. The reconciler reads them by name. Only what a
+tenant's Secret tells besides keys is kept up to date in it.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +19,6 @@ from typing import Any
 
 from infer_operator import keys
 from infer_operator.builders import manifest as m
-from infer_operator.builders import service
 from infer_operator.builders.credentials import client_keys
 from infer_operator.state import Resource, TenantRecord
 
@@ -69,13 +70,13 @@ def keys_secret(resource: Resource, made: Keys) -> m.Manifest:
         STORE_URL: embedded_store_url(resource, made),
         STORE_ACL: _acl(digest),
     }
-    return m.manifest(resource, "v1", "Secret", m.server_name(resource), {"type": "Opaque", "data": _encode(data)})
+    return m.manifest(resource, "v1", "Secret", m.server_name(resource), {"type": "Opaque", "data": encode(data)})
 
 
-def tenant_secret(resource: Resource, record: TenantRecord, server_public_key: str) -> m.Manifest:
+def tenant_secret(resource: Resource, record: TenantRecord, endpoint: str, server_public_key: str) -> m.Manifest:
     """Its data are exactly the arguments of the Python client; without client keys where the tenant has its own."""
     data = {
-        "endpoint": service.endpoint(resource, record),
+        "endpoint": endpoint,
         "serverPublicKey": server_public_key,
         **client_keys(record),
     }
@@ -84,7 +85,7 @@ def tenant_secret(resource: Resource, record: TenantRecord, server_public_key: s
         "v1",
         "Secret",
         tenant_secret_name(m.server_name(resource), record.name),
-        {"type": "Opaque", "data": _encode(data)},
+        {"type": "Opaque", "data": encode(data)},
         tenant=record.name,
         annotations={UID_ANNOTATION: record.uid, PORT_ANNOTATION: str(record.port)},
     )
@@ -120,6 +121,15 @@ def read_record(secret: Mapping[str, Any]) -> TenantRecord:
         ) from error
 
 
+def told(secret: Mapping[str, Any]) -> dict[str, str]:
+    """What a tenant's Secret tells besides its keys, as far as that can be read."""
+    found = {}
+    for name in ("endpoint", "serverPublicKey"):
+        with contextlib.suppress(SecretDamagedError):
+            found[name] = _text(secret, name)
+    return found
+
+
 def _client_keys(secret: Mapping[str, Any]) -> dict[str, str]:
     """Both, or none. Raises SecretDamagedError."""
     fields = {"client_public_key": "clientPublicKey", "client_secret_key": "clientSecretKey"}
@@ -140,7 +150,8 @@ def _acl(password_sha256: str) -> str:
     return f"user default off\nuser {STORE_USER} on #{password_sha256} {rights}\n"
 
 
-def _encode(data: Mapping[str, str]) -> dict[str, str]:
+def encode(data: Mapping[str, str]) -> dict[str, str]:
+    """As a Secret's `data`."""
     return {name: base64.b64encode(text.encode()).decode() for name, text in data.items()}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from infer_operator.builders import manifest as m
-from infer_operator.builders.deployment import FETCH
+from infer_operator.builders.model import FETCH
 from infer_operator.state import Resource
 from infer_operator.status import Finding, Health, Pods
 
@@ -29,6 +29,8 @@ TROUBLE = (
     "RunContainerError",
 )
 """reasons of waiting containers that don't pass by themselves"""
+EXIT_MISMATCH = 3
+"""of `inferengine fetch`: the model is not the one that model.digest asks for; a contract test compares it"""
 PREEMPTION = re.compile(r"\s*(no new claims to deallocate, )?preemption: .*", re.DOTALL)
 """what the scheduler's message goes on with: why it drives no other pod away, which helps nobody here"""
 UNSCHEDULABLE_HINT = "Add nodes that have what a pod asks for, or lower replicas, resources or what scheduling demands."
@@ -68,15 +70,21 @@ def _model(pods: Sequence[Observed]) -> Finding:
     for container in fetching:
         ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated")
         if ended:
-            told = (ended.get("message") or f"exit code {ended.get('exitCode')}").strip()
-            return Finding(
-                False, "FetchFailed", f"the model can't be fetched: {told}; the log of container {FETCH} says more"
-            )
+            if ended.get("exitCode") == EXIT_MISMATCH:
+                return Finding(False, "DigestMismatch", _last_words(ended))
+            told = f"the model can't be fetched: {_last_words(ended)}; the log of container {FETCH} says more"
+            return Finding(False, "FetchFailed", told)
     if fetching:
         return Finding(False, "Fetching", "the model is being fetched")
     if any("running" in container.get("state", {}) for pod in pods for container in _containers(pod)):
         return Finding(False, "Loading", "a pod loads the model; if that lasts, its log says why")
     return Finding(None, "NoPodRunning", "no pod has come so far")
+
+
+def _last_words(ended: Observed) -> str:
+    """Of `inferengine fetch`: the last line of its log."""
+    lines = (ended.get("message") or "").strip().splitlines() or [f"exit code {ended.get('exitCode')}"]
+    return str(lines[-1]).removeprefix("inferengine fetch: ")
 
 
 def _fetches(container: Observed) -> bool:
@@ -136,10 +144,11 @@ def _troubles(pod: Observed) -> Iterator[tuple[str, str]]:
     for container in (*_containers(pod, "initContainerStatuses"), *_containers(pod)):
         waiting = container.get("state", {}).get("waiting") or {}
         if waiting.get("reason") in TROUBLE:
-            yield (
-                waiting["reason"],
-                f"pod {name}, container {container['name']}: {waiting.get('message') or waiting['reason']}",
-            )
+            told = waiting.get("message") or waiting["reason"]
+            ended = container.get("lastState", {}).get("terminated")
+            if ended and container["name"] == FETCH:
+                told = f"{_last_words(ended)} ({told})"
+            yield waiting["reason"], f"pod {name}, container {container['name']}: {told}"
 
 
 def _containers(pod: Observed, field: str = "containerStatuses") -> list[Observed]:

@@ -20,6 +20,14 @@ HTTP_PORT = 9400
 WHOLE_DEVICES = r"^(nvidia[.]com/(gpu|gpu[.]shared|mig-.*)|amd[.]com/.*|gpu[.]intel[.]com/(i915|xe)|habana[.]ai/gaudi)$"
 """resources of which one unit is a device, or a fixed part of one: a second unit would lie idle"""
 
+URI = (
+    "^(/|package://.|hf://.|s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]/.|https?://[^/?#]+/.|"
+    "pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/|$))"
+)
+URI_FORMS = "an absolute path, package://MODULE/FILE, hf://ORG/NAME, s3://BUCKET/PREFIX, https://HOST/FILE.gguf or pvc://CLAIM/PATH"
+PASSWORD_IN_URI = "^https?://[^/?#]*@"
+UPWARDS = "/[.][.](/|$)"
+
 
 def contradictions(spec: DeploymentSpec) -> Iterator[str]:
     """`path: got …; must be …`, a line each."""
@@ -38,17 +46,22 @@ def contradictions(spec: DeploymentSpec) -> Iterator[str]:
 
 
 def _model(model: ModelSpec) -> Iterator[str]:
-    scheme, separator, rest = model.uri.partition("://")
-    known = separator and scheme in ("package", "hf") and rest
-    if not known and not model.uri.startswith("/"):
-        allowed = "an absolute directory, package://MODULE/FILE or hf://ORG/NAME"
-        yield f"spec.model.uri: got {check.shown(model.uri)}; must be {allowed}"
+    scheme, given = model.uri.partition("://")[0], f"spec.model.uri: got {check.shown(model.uri)}"
+    if re.search(PASSWORD_IN_URI, model.uri):
+        yield "spec.model.uri: must have no user and no password in it: use credentialsSecretRef"
+    elif not re.search(URI, model.uri):
+        yield f"{given}; must be {URI_FORMS}"
+    elif scheme == "pvc" and re.search(UPWARDS, model.uri):
+        yield f"{given}; must stay in its claim: remove .."
     if model.revision is not None and scheme != "hf":
         yield f"spec.model.revision: got {check.shown(model.revision)}; must be absent: only hf:// models have revisions"
     elif model.revision is not None and "@" in model.uri:
         yield f"spec.model.revision: got {check.shown(model.revision)}; must be absent where the uri names one with @"
-    if model.credentials_secret_ref is not None and scheme != "hf":
-        yield "spec.model.credentialsSecretRef: must be absent: only hf:// models are fetched with a token"
+    if model.credentials_secret_ref is not None and scheme not in ("hf", "s3", "https", "http"):
+        yield (
+            "spec.model.credentialsSecretRef: must be absent: "
+            "only hf://, s3://, https:// and http:// models are fetched with credentials"
+        )
 
 
 def _engine(engine: EngineSpec) -> Iterator[str]:

@@ -53,6 +53,14 @@ ModelName = Annotated[
 ]
 
 
+Digest = Annotated[
+    str,
+    Meta(
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        max_length=71,
+        description="sha256: and 64 lower-case hex digits, as `inferengine fetch --digest URI` prints it",
+    ),
+]
 ObjectName = Annotated[
     str,
     Meta(
@@ -127,16 +135,18 @@ class SecretKeyRef(_Fields, frozen=True, kw_only=True):
 
 class ModelSpec(_Fields, frozen=True, kw_only=True):
     uri: Text
-    """An absolute directory, package://module/file or hf://org/name."""
+    """An absolute path, package://module/file, hf://org/name, s3://bucket/prefix, https://host/file.gguf, pvc://claim/path."""
     name: ModelName
     """What clients call it."""
     revision: Text | None = None
     """Branch, tag or commit of an hf:// model."""
+    digest: Digest | None = None
+    """What the model's content must be; nothing else is served. `inferengine fetch --digest URI` prints it."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: Count | None = None
     """Prompt and output together, in tokens; absent: the model's own limit."""
     credentials_secret_ref: SecretKeyRef | None = None
-    """A token for the hub of an hf:// model."""
+    """hf://: the hub's token; https://, http://: a bearer token; s3://: a file as of ~/.aws/credentials."""
 
 
 class EngineSpec(_Fields, frozen=True, kw_only=True):

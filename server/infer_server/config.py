@@ -20,7 +20,9 @@ class PodConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, r
     namespace: str
     deployment: str
     model: str
-    """URI: a directory, package://…, hf://…"""
+    """URI: a directory, package://…, hf://…, s3://…, https://…"""
+    model_digest: str | None = None
+    """sha256:…: what the model's content must be; None: anything, or looked at already"""
     model_name: str
     store_url: str = ""
     """redis://, rediss:// or unix:// URL of the quota store"""

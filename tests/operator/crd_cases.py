@@ -107,6 +107,7 @@ TEXTS = {
         lambda length: "a" * 253 + "/" + "g" * (length - 254),
         "gpu",
     ),
+    r"^sha256:[0-9a-f]{64}$": (lambda length: "sha256:" + "0" * (length - 7), "sha256:" + "A" * 64),
     r"^[0-9]{1,12}([.][0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$": (
         lambda length: "1" * 12 + "." + "1" * (length - 15) + "Mi",
         "1 Gi",
@@ -235,9 +236,21 @@ RULES = [
         "spec.accelerator.count: got 2; must be 1 for nvidia.com/mig-1g.5gb",
     ),
     _rule(
-        "uri must be an absolute directory, package://MODULE/FILE or hf://ORG/NAME",
-        {"spec.model.uri": "package://module/file.gguf"},
+        "uri must be an absolute path, package://MODULE/FILE, hf://ORG/NAME, s3://BUCKET/PREFIX",
+        {"spec.model.uri": "https://host:8443/models/file.gguf?version=@2"},
+        {"spec.model.uri": "ftp://host/model"},
+        "spec.model.uri: got ",
+    ),
+    _rule(
+        "uri must have no user and no password in it",
         {"spec.model.uri": "s3://bucket/model"},
+        {"spec.model.uri": "https://user:password@host/model.gguf"},
+        "spec.model.uri: must have no user",
+    ),
+    _rule(
+        "uri must stay in its claim",
+        {"spec.model.uri": "pvc://models/llama/..3"},
+        {"spec.model.uri": "pvc://models/llama/../../etc"},
         "spec.model.uri: got ",
     ),
     _rule(
@@ -253,8 +266,8 @@ RULES = [
         "spec.model.revision: got ",
     ),
     _rule(
-        "credentialsSecretRef must be absent: only hf:// models are fetched with a token",
-        {"spec.model.uri": "hf://org/name", "spec.model.credentialsSecretRef": {"name": "s", "key": "k"}},
+        "credentialsSecretRef must be absent: only hf://, s3://, https:// and http:// models are fetched",
+        {"spec.model.uri": "s3://bucket/model", "spec.model.credentialsSecretRef": {"name": "s", "key": "k"}},
         {"spec.model.credentialsSecretRef": {"name": "s", "key": "k"}},
         "spec.model.credentialsSecretRef: ",
     ),

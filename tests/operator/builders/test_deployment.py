@@ -108,7 +108,9 @@ def test_a_hub_s_model_is_fetched_before_the_server_starts(make: Make) -> None:
     model = {"uri": "hf://org/name", "name": "m", "revision": "abc", "credentialsSecretRef": secret}
     made = make(model=model)
     (fetch,) = made.pod["spec"]["initContainers"]
-    assert (fetch["command"], fetch["args"]) == (["inferengine", "fetch"], ["hf://org/name@abc"])
+    assert fetch["command"] == ["inferengine", "fetch"]
+    assert fetch["args"] == ["--link", "/tmp/inferengine-model", "hf://org/name@abc"]
+    assert json.loads(made.one("ConfigMap")["data"]["pod.json"])["model"] == "/tmp/inferengine-model"
     assert {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}} in fetch["env"]
     shared = [mount for mount in fetch["volumeMounts"] if mount["name"] == "models"]
     assert shared == [mount for mount in made.container["volumeMounts"] if mount["name"] == "models"]

@@ -76,6 +76,8 @@ def test_the_defaults_pass_a_strict_lint(lint: Callable[..., list[str]]) -> None
         ({"engineImage": {"repository": ""}}, "/engineImage/repository", "minLength: got 0, want 1"),
         ({"watchNamespace": "Team A"}, "/watchNamespace", "does not match pattern"),
         ({"crds": {"keep": "yes"}}, "/crds/keep", "got string, want boolean"),
+        ({"image": {"digest": "1234"}}, "/image/digest", "does not match pattern"),
+        ({"podMonitor": {"interval": "often"}}, "/podMonitor/interval", "does not match pattern"),
         ({"metricsPort": 0}, "/metricsPort", "minimum: got 0, want 1"),
         ({"extraEnv": [{"value": "1"}]}, "/extraEnv/0", "missing property 'name'"),
         ({"extraVolumeMounts": [{"name": "a"}]}, "/extraVolumeMounts/0", "missing property 'mountPath'"),

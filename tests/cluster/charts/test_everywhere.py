@@ -58,4 +58,5 @@ def test_the_api_server_takes_the_manifests(kubectl: Callable[..., str], until: 
     finally:
         kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
         name = "inferengine-operator"
-        kubectl("delete", f"clusterrole/{name}", f"clusterrolebinding/{name}", "--ignore-not-found")
+        roles = [f"clusterrole/{name}{suffix}" for suffix in ("", "-view", "-edit")]
+        kubectl("delete", *roles, f"clusterrolebinding/{name}", "--ignore-not-found")

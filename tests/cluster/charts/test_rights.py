@@ -39,7 +39,10 @@ Right = tuple[str, str, str]
 
 
 def granted(manifest: str) -> set[Right]:
-    roles = [item for item in yaml.safe_load_all(manifest) if item and item["kind"] in ("Role", "ClusterRole")]
+    """To the operator: there are roles for people too, which nothing binds."""
+    made = [item for item in yaml.safe_load_all(manifest) if item]
+    bound = {item["roleRef"]["name"] for item in made if item["kind"] in ("RoleBinding", "ClusterRoleBinding")}
+    roles = [item for item in made if item["kind"] in ("Role", "ClusterRole") and item["metadata"]["name"] in bound]
     return {
         (group, resource, verb)
         for role in roles

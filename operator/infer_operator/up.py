@@ -23,10 +23,11 @@ from infer_operator import reconcile, spec, table
 from infer_operator.backends import model_here, probe
 from infer_operator.backends.local import HOST, NAMESPACE, POD, LocalBackend, is_free
 from infer_operator.backends.process import Process
-from infer_operator.backends.state_dir import StateDir, StateDirError, default_home
+from infer_operator.backends.state_dir import StateDir, StateDirError
 from infer_operator.endpoints import PortsExhaustedError
 from infer_operator.state import Key, RemoveTenants, SaveTenants, WriteDocument
 from infer_operator.status import Health
+from infer_server.contract.state_home import state_home
 from infer_server.contract.store import DocumentStore, StoreUnavailableError
 
 TICK_SECONDS = 0.5
@@ -91,7 +92,7 @@ class Up:
             store_url=store_url,
             http_port=self._http_port,
             health=self._health,
-            home=default_home(),
+            home=state_home(),
         )
 
         def server(role: str) -> list[str]:
@@ -221,7 +222,7 @@ class Up:
 
     def _elsewhere(self) -> str:
         """What other commands have to be told to find this deployment, and this one alone."""
-        home = default_home()
+        home = state_home()
         if self._state.path.parent != home:
             return f" --state-dir {self._state.path}"
         alone = len(list(home.glob("*/resource.json"))) == 1

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,16 @@ fields = {
     "client_public_key": "clientPublicKey",
     "client_secret_key": "clientSecretKey",
 }
-known = {name: os.environ[key] for name, key in fields.items()}
-client = Client(**known, connect_timeout=float(os.environ["PATIENCE"]))
+def connect(tenant):
+    known = {name: os.environ[f"{tenant}.{key}"] for name, key in fields.items()}
+    return Client(**known, connect_timeout=float(os.environ["PATIENCE"]))
 """
 ASK = """
-with client:
-    for _ in range(int(sys.argv[2])):
+tenant, prompt, times = sys.argv[1:]
+with connect(tenant) as client:
+    for _ in range(int(times)):
         try:
-            done = client.generate(sys.argv[1], max_tokens=8, temperature=0)
+            done = client.generate(prompt, max_tokens=8, temperature=0)
             print(json.dumps({"text": done.text, "cached": done.usage.cached_tokens}))
         except InferError as error:
             print(json.dumps({"code": error.code}))
@@ -128,18 +130,23 @@ class Serving:
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     async def client(
-        self, tenant: str, code: str, *arguments: str, given: dict[str, str] | None = None, patience: int = 60
+        self,
+        tenants: Sequence[str],
+        code: str,
+        *arguments: str,
+        given: dict[str, str] | None = None,
+        patience: int = 60,
     ) -> ClientPod:
-        """A pod that runs `code` with `client` at hand: the tenant's, by its Secret or by what such a one once held.
+        """A pod that runs `code`, with `connect(tenant)` at hand: by the tenant's Secret, or by what such a one once held.
 
-        patience: seconds that it tries to connect.
+        patience: seconds that a client tries to connect.
         """
-        name = f"client-{tenant}-{secrets.token_hex(4)}"
-        reference = {"name": f"{NAME}.{tenant}"}
+        name = f"client-{tenants[0]}-{secrets.token_hex(4)}"
         env = [
-            {"name": key, "valueFrom": {"secretKeyRef": reference | {"key": key}}}
+            {"name": f"{tenant}.{key}", "valueFrom": {"secretKeyRef": {"name": f"{NAME}.{tenant}", "key": key}}}
             if given is None
-            else {"name": key, "value": given[key]}
+            else {"name": f"{tenant}.{key}", "value": given[key]}
+            for tenant in tenants
             for key in CREDENTIALS
         ]
         container = self._fragment["container"] | {
@@ -164,7 +171,7 @@ class Serving:
 
     async def ask(self, tenant: str, prompt: str, times: int = 1, **how: Any) -> list[Any]:
         """{text, cached} or {code} for each time; how: as for `client`."""
-        return await (await self.client(tenant, ASK, prompt, str(times), **how)).ended()
+        return await (await self.client([tenant], ASK, tenant, prompt, str(times), **how)).ended()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from infer_operator.builders import Context, secret
 from infer_operator.builders import manifest as m
-from infer_operator.kube import CHILDREN, SECRET, Kind, Kube, Object
+from infer_operator.kube import CHILDREN, OPTIONAL, SECRET, Kind, Kube, Object
 from infer_operator.metrics import Metrics
 from infer_operator.state import Key, Resource
 from infer_operator.store import Store
@@ -28,7 +28,7 @@ SECRET_SECONDS = 20.0
 SWEEPS_AFTER_DELETION = 5
 """How often a store that only a deleted resource used is still looked for: mostly it went with the resource."""
 
-KINDS = {kind.name: kind for kind in CHILDREN}
+KINDS = {kind.name: kind for kind in (*CHILDREN, *OPTIONAL)}
 
 
 @dataclass(slots=True)
@@ -190,6 +190,7 @@ class Cluster:
         self.kube = kube
         self.store = store
         self.context = context
+        """replaced when the server comes to know PodMonitors, or forgets them"""
         self.metrics = metrics
         self.secrets = Secrets(kube)
         self.stores = QuotaStores()

@@ -81,6 +81,8 @@ CHILDREN = (
     Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
 )
 """What the operator makes and watches. Secrets are not among them: they are read by name, one at a time."""
+OPTIONAL = (Kind("PodMonitor", "monitoring.coreos.com/v1", "podmonitors"),)
+"""What it makes and watches where the server knows them: definitions may come and go while it runs."""
 
 
 async def connect() -> client.ApiClient:

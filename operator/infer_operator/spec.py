@@ -289,6 +289,15 @@ class NetworkPolicySpec(_Fields, frozen=True, kw_only=True):
     """More egress rules, such as one for a hub that isn't on port 443."""
 
 
+class ObservabilitySpec(_Fields, frozen=True, kw_only=True):
+    """How the pods' metrics are found. The pods serve them on their port http, at /metrics."""
+
+    pod_monitor: Literal["Auto", "Disabled"] = "Auto"
+    """Auto: there is a PodMonitor as soon as the cluster knows that kind."""
+    labels: Strings = {}
+    """On the PodMonitor; a Prometheus chooses by them."""
+
+
 class DeploymentSpec(_Fields, frozen=True, kw_only=True):
     model: ModelSpec
     tenants: Annotated[tuple[TenantSpec, ...], Meta(min_length=1, max_length=256)]
@@ -307,6 +316,7 @@ class DeploymentSpec(_Fields, frozen=True, kw_only=True):
     disruption: DisruptionSpec = DisruptionSpec()
     probes: ProbesSpec = ProbesSpec()
     network_policy: NetworkPolicySpec = NetworkPolicySpec()
+    observability: ObservabilitySpec = ObservabilitySpec()
 
 
 class InferenceDeployment(_Fields, frozen=True, kw_only=True):
@@ -388,6 +398,7 @@ CLUSTER_ONLY = (
     "disruption",
     "probes",
     "networkPolicy",
+    "observability",
 )
 
 

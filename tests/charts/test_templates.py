@@ -21,28 +21,7 @@ CHART = REPOSITORY / "charts/inferengine"
 Manifest = dict[str, Any]
 Objects = Callable[..., list[Manifest]]
 
-ALL_VALUES: Manifest = {
-    "image": {"repository": "registry.test/operator", "tag": "2", "pullPolicy": "Always"},
-    "engineImage": {"repository": "registry.test/engine", "tag": "3", "pullPolicy": "Never"},
-    "imagePullSecrets": [{"name": "regcred"}],
-    "replicas": 2,
-    "serviceAccount": {"name": "mine", "annotations": {"a": "b"}},
-    "metricsPort": 9999,
-    "python": "/opt/python",
-    "extraArgs": ["--sweep-seconds=60"],
-    "extraEnv": [{"name": "A", "value": "b"}],
-    "extraVolumes": [{"name": "tmp", "emptyDir": {}}],
-    "extraVolumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-    "nodeSelector": {"a": "b"},
-    "tolerations": [{"operator": "Exists"}],
-    "affinity": {"nodeAffinity": {}},
-    "topologySpreadConstraints": [{"maxSkew": 1}],
-    "priorityClassName": "high",
-    "commonLabels": {"cost-centre": "7"},
-    "podLabels": {"team": "a"},
-    "podAnnotations": {"c": "d"},
-    "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "interval": "1m"},
-}
+ALL_VALUES: Manifest = yaml.safe_load(Path(__file__).with_name("all_values.yaml").read_text())["inferengine"]
 FOR_PEOPLE = ("inferengine-operator-view", "inferengine-operator-edit")
 """ClusterRoles that are no rights of the operator's"""
 
@@ -172,6 +151,7 @@ def test_every_value_reaches_the_pod(objects: Objects) -> None:
     assert one(made, "ServiceAccount", "mine")["metadata"]["annotations"] == {"a": "b"}
     assert template["metadata"]["labels"]["team"] == "a"
     assert template["metadata"]["annotations"] == {"c": "d"}
+    assert container["resources"] == ALL_VALUES["resources"]
     assert (container["env"], container["volumeMounts"], pod["volumes"]) == (
         ALL_VALUES["extraEnv"],
         ALL_VALUES["extraVolumeMounts"],

@@ -80,6 +80,9 @@ capabilities:
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, list, watch, create, patch, delete]
 # Keys: read by name, never listed or watched; made once and never changed. Endpoints beside them are kept right.
 - apiGroups: [""]
   resources: [secrets]

@@ -23,6 +23,7 @@ from infer_operator.kube import (
     CONFIG_MAP,
     DEPLOYMENT,
     EVENT,
+    OPTIONAL,
     POD,
     REFUSALS,
     RESOURCE,
@@ -257,6 +258,8 @@ class KubernetesBackend:
                 meta = wanted["metadata"] | {"uid": known["metadata"]["uid"]}  # a precondition
                 applied = self._took(kind, await self._kube.apply(wanted | {"metadata": meta}, kind))
         except ApiError as error:
+            if error.status == 404 and kind in OPTIONAL:
+                return  # its definition went this moment: whoever follows it will notice
             if error.status in REFUSALS:
                 raise RefusedError(
                     f"{kind.name} {self._key.namespace}/{wanted['metadata']['name']}: {error.message}"

@@ -137,6 +137,20 @@ def test_the_service_account_has_no_token(make: Make) -> None:
     assert make().one("ServiceAccount")["automountServiceAccountToken"] is False
 
 
+def test_a_pod_monitor_where_the_cluster_knows_that_kind(make: Make) -> None:
+    assert make().all("PodMonitor") == []
+    knows = Context(image="x", pod_monitors=True)
+    assert make(knows, observability={"podMonitor": "Disabled"}).all("PodMonitor") == []
+    made = make(knows, observability={"labels": {"release": "prometheus", "inferengine.dev/deployment": "other"}})
+    monitor = made.one("PodMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["metadata"]["labels"]["inferengine.dev/deployment"] == "demo"
+    assert monitor["spec"]["selector"] == made.one("Deployment")["spec"]["selector"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint == {"port": "http", "path": "/metrics", "honorLabels": True}
+    assert endpoint["port"] in [port["name"] for port in made.container["ports"]]
+
+
 # --- network policies ---------------------------------------------------------------------------------------------------
 def test_everything_is_closed_but_what_is_needed(make: Make) -> None:
     policy = make().one("NetworkPolicy")["spec"]

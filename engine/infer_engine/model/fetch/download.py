@@ -86,10 +86,10 @@ class Remote(Protocol):
         ...
 
 
-def fetch(remote: Remote, digest: str | None) -> Path:
+def fetch(remote: Remote, digest: str | None, pauses: Sequence[float] = PAUSES) -> Path:
     """The model: a directory, or a file for a `single` remote. Raises ModelLoadError, a DigestMismatchError among them."""
     try:
-        directory = _fetch(remote, digest)
+        directory = _fetch(remote, digest, pauses)
     except OSError as error:
         raise ModelLoadError(
             f"{remote.shown}: can't be kept in {models_directory()} ({error}); set XDG_CACHE_HOME to a directory that is "
@@ -98,7 +98,7 @@ def fetch(remote: Remote, digest: str | None) -> Path:
     return _model_in(directory) if remote.single else directory
 
 
-def _fetch(remote: Remote, digest: str | None) -> Path:
+def _fetch(remote: Remote, digest: str | None, pauses: Sequence[float]) -> Path:
     models_directory().mkdir(parents=True, exist_ok=True)
     if digest is not None:
         found = _kept_by_digest(digest, remote.single)
@@ -106,12 +106,12 @@ def _fetch(remote: Remote, digest: str | None) -> Path:
             return found
     for _ in range(_CHANGES):
         try:
-            files = _persistently(remote.files)
+            files = _persistently(remote.files, pauses)
             directory = _directory_of(remote, files)
             if not is_whole(directory):
                 with _taking_turns(directory):
                     if not is_whole(directory):  # another process may have made it while we waited
-                        _download_all(remote, files, directory)
+                        _download_all(remote, files, directory, pauses)
             break
         except TransientError as error:
             found = _newest_copy(remote) if digest is None else None
@@ -131,9 +131,9 @@ def _fetch(remote: Remote, digest: str | None) -> Path:
     return directory
 
 
-def _persistently(call: Callable[[], T]) -> T:
+def _persistently(call: Callable[[], T], pauses: Sequence[float]) -> T:
     """Raises the TransientError that comes after the last pause."""
-    for pause in PAUSES:
+    for pause in pauses:
         try:
             return call()
         except TransientError as error:
@@ -223,7 +223,7 @@ def _partial_of(directory: Path) -> Path:
 
 
 # --- what comes ---------------------------------------------------------------------------------------------------------
-def _download_all(remote: Remote, files: Sequence[RemoteFile], directory: Path) -> None:
+def _download_all(remote: Remote, files: Sequence[RemoteFile], directory: Path, pauses: Sequence[float]) -> None:
     """Under the directory's lock."""
     if directory.exists():
         _discard(directory)
@@ -232,7 +232,7 @@ def _download_all(remote: Remote, files: Sequence[RemoteFile], directory: Path) 
     logger.warning("fetching %s: %d files, %.1f MB", remote.shown, len(files), sum(f.size for f in files) / 1e6)
     stop = threading.Event()
     with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
-        running = [threads.submit(_download, remote, file, partial, stop) for file in files]
+        running = [threads.submit(_download, remote, file, partial, stop, pauses) for file in files]
         try:
             for future in running:
                 future.result()
@@ -280,9 +280,9 @@ def _remove_leftovers(remote: Remote) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def _download(remote: Remote, file: RemoteFile, partial: Path, stop: threading.Event) -> None:
+def _download(remote: Remote, file: RemoteFile, partial: Path, stop: threading.Event, pauses: Sequence[float]) -> None:
     """Until the file is complete. Raises TransientError when too many tries in a row brought next to nothing."""
-    path, pauses = partial / file.name, iter(PAUSES)
+    path, left = partial / file.name, iter(pauses)
     with path.open("ab") as out:
         if not file.version:  # what an earlier process left may be of another version
             out.truncate(0)
@@ -296,8 +296,8 @@ def _download(remote: Remote, file: RemoteFile, partial: Path, stop: threading.E
         if now == file.size:
             break
         if now - have >= PROGRESS_BYTES:
-            pauses = iter(PAUSES)
-        pause = next(pauses, None)
+            left = iter(pauses)
+        pause = next(left, None)
         if pause is None:
             raise trouble
         logger.warning("%s; going on after %d of %d bytes in %g s", trouble, now, file.size, pause)

@@ -49,6 +49,7 @@ class Bucket:
     @classmethod
     def of(cls, uri: str, environment: Mapping[str, str]) -> Bucket:
         """Raises ModelLoadError."""
+        uri = uri.rstrip("/")
         found = _URI.fullmatch(uri)
         if found is None or not found[2].strip("/"):
             raise ModelLoadError(f"{uri}: must be s3://BUCKET/PREFIX, the prefix a model's directory or a .gguf object")
@@ -125,7 +126,7 @@ class Bucket:
             return ChangedError("an object has changed")
         if isinstance(error, FileNotFoundError) or "NoSuch" in told:
             return ModelLoadError(f"{self.uri}: no such bucket or object ({told}); check the name")
-        if "169.254." in told:
+        if re.search(r"169[.]254[.]|/latest/", told):  # the machine's own role, the last place that is asked
             return ModelLoadError(
                 f"{self.uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a file in "
                 "AWS_SHARED_CREDENTIALS_FILE (on a cluster: credentialsSecretRef), or AWS_SKIP_SIGNATURE=true for a public bucket"
@@ -149,11 +150,12 @@ def _told(error: Exception) -> str:
 
 
 def settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What the library is to be told beyond the variables that it reads itself. Raises ModelLoadError."""
+    """Keys, region and endpoint, where they are known; roles are the library's to look for. Raises ModelLoadError."""
     known = _from_files(environment)
-    found: dict[str, str] = {}
-    if not environment.get("AWS_ACCESS_KEY_ID"):
-        found |= {ours: known[theirs] for theirs, ours in _KEYS.items() if theirs in known}
+    keys = known
+    if environment.get("AWS_ACCESS_KEY_ID"):  # what belongs together comes from one place
+        keys = {name: environment[name.upper()] for name in _KEYS if environment.get(name.upper())}
+    found = {ours: keys[theirs] for theirs, ours in _KEYS.items() if theirs in keys}
     for name, variables in _PLACES.items():
         value = next((environment[variable] for variable in variables if environment.get(variable)), known.get(name))
         if value:

@@ -50,7 +50,7 @@ class Web:
     def __init__(self, uri: str, token: str | None) -> None:
         """`token`: sent as a bearer token to the server that the URI names. Raises ModelLoadError."""
         parts = urlsplit(uri)
-        self.uri = uri
+        self.uri = uri.rstrip("/")
         self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # a query may be a signature
         if not parts.hostname or "@" in parts.netloc:
             raise ModelLoadError(

@@ -53,7 +53,7 @@ class _Pool:
 class Secrets:
     """Secrets by name. None is ever watched, so the API server sends us none that we did not ask for.
 
-    What was read stays here. After a while it is asked for its version alone, and read again if that has changed: so a Secret that
+    What was read stays here. After a while it is asked for its version alone, and read again if that has changed: a Secret that
     somebody edits or deletes is noticed with the next look at its resource (rounds.py).
     """
 

@@ -21,6 +21,8 @@ Object = dict[str, Any]
 
 FIELD_MANAGER = "inferengine-operator"
 _OURS = {"fieldManager": FIELD_MANAGER}
+JSON = "application/json"
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 REQUEST_SECONDS = 30.0
 PAGE_ITEMS = 500
 REFUSALS = (400, 403, 422)
@@ -116,6 +118,18 @@ class Kube:
             if error.status == 404:
                 return None
             raise
+
+    async def version(self, kind: Kind, namespace: str, name: str) -> str | None:
+        """The resourceVersion alone, without content: from the server's cache, so it may be a moment old."""
+        self._on_request("get", kind.name)
+        path = kind.path(namespace, name)
+        try:
+            found = await self._request("GET", path, query={"resourceVersion": "0"}, accept=METADATA_ONLY)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return str(found["metadata"]["resourceVersion"])
 
     async def exists(self, kind: Kind, namespace: str = "") -> bool:
         """Whether the server knows the kind."""
@@ -217,10 +231,11 @@ class Kube:
         method: str,
         path: str,
         body: Object | None = None,
-        content_type: str = "application/json",
+        content_type: str = JSON,
         query: Mapping[str, str] = MappingProxyType({}),
+        accept: str = JSON,
     ) -> Object:
-        response = await self._open(method, path, body, content_type, query)
+        response = await self._open(method, path, body, content_type, query, accept=accept)
         try:
             answer: Object = json.loads(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -232,9 +247,10 @@ class Kube:
         method: str,
         path: str,
         body: Object | None = None,
-        content_type: str = "application/json",
+        content_type: str = JSON,
         query: Mapping[str, str] = MappingProxyType({}),
         limit: float | aiohttp.ClientTimeout = REQUEST_SECONDS,
+        accept: str = JSON,
     ) -> aiohttp.ClientResponse:
         parameters = await self._api.param_serialize(
             method,
@@ -242,7 +258,7 @@ class Kube:
             query_params=[(name, value) for name, value in query.items() if value],
             body=body,
             auth_settings=["BearerToken"],
-            header_params={"Accept": "application/json", "Content-Type": content_type},
+            header_params={"Accept": accept, "Content-Type": content_type},
         )
         try:
             answer = await self._api.call_api(*parameters, _request_timeout=limit)

@@ -29,6 +29,7 @@ from infer_operator.controller import Controller
 from infer_operator.kube import CHILDREN, OPTIONAL, POD, RESOURCE, Kube, KubeError, Object, connect
 from infer_operator.lease import Lease
 from infer_operator.metrics import Metrics
+from infer_operator.rounds import LOOK_SECONDS, Rounds
 from infer_operator.state import Key
 from infer_operator.store import Store, follow, follow_where_known
 from infer_operator.workqueue import Lane, WorkQueue
@@ -54,6 +55,7 @@ class Options:
     """of /metrics and /healthz; 0: none"""
     context: Context
     sweep_seconds: float = SWEEP_SECONDS
+    look_seconds: float = LOOK_SECONDS
 
 
 def operator(argv: list[str]) -> int:
@@ -91,9 +93,17 @@ def parse(argv: list[str]) -> Options:
         default=SWEEP_SECONDS,
         help="between two full looks at everything (default: %(default)g)",
     )
+    parser.add_argument(
+        "--look-seconds",
+        type=float,
+        default=LOOK_SECONDS,
+        help="between two looks at one resource of which nothing was heard (default: %(default)g)",
+    )
     args = parser.parse_args(argv)
     context = Context(image=args.image, image_pull_policy=args.image_pull_policy, operator_namespace=inside)
-    return Options(args.namespace, args.watch_namespace, args.metrics_port, context, args.sweep_seconds)
+    return Options(
+        args.namespace, args.watch_namespace, args.metrics_port, context, args.sweep_seconds, args.look_seconds
+    )
 
 
 async def run(options: Options) -> int:
@@ -153,6 +163,8 @@ class Operator:
                 tasks = [group.create_task(self._sweep(controller))]
                 tasks += await self._follow_all(group, cluster)
                 tasks.append(group.create_task(self.queue.run(controller.reconcile)))
+                rounds = Rounds(self.store.resources, self.queue.add, self._options.look_seconds)
+                tasks.append(group.create_task(rounds.run()))
                 self.running = True
                 await kopf.operator(**self._kopf())
                 for task in tasks:

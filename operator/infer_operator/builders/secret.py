@@ -131,11 +131,21 @@ def told(secret: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _client_keys(secret: Mapping[str, Any]) -> dict[str, str]:
-    """Both, or none. Raises SecretDamagedError."""
+    """A pair, or none. Raises SecretDamagedError: clients with half an edited pair would get in nowhere."""
     fields = {"client_public_key": "clientPublicKey", "client_secret_key": "clientSecretKey"}
     if not set(fields.values()) & set(secret.get("data") or {}):
         return dict.fromkeys(fields, "")
-    return {field: _text(secret, name) for field, name in fields.items()}
+    found = {field: _text(secret, name) for field, name in fields.items()}
+    try:
+        is_pair = keys.curve_public(found["client_secret_key"]) == found["client_public_key"]
+    except ValueError:
+        is_pair = False
+    if not is_pair:
+        raise SecretDamagedError(
+            f"Secret {_name(secret)}: clientSecretKey is not that of clientPublicKey; restore it, or delete the Secret: then the "
+            "tenant gets new keys"
+        )
+    return found
 
 
 def embedded_store_url(resource: Resource, made: Keys) -> str:

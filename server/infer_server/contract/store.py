@@ -43,17 +43,24 @@ class RevisionConflictError(Exception):
         self.found = found
 
 
+def connection(url: str) -> Redis:
+    """As many connections as are used at once; whoever asked for them closes them. Raises ValueError."""
+    # redis-py's own defaults are 10 retries and 5 s a piece: a caller would hang for most of a minute.
+    return Redis.from_url(
+        url,
+        socket_timeout=TIMEOUT_SECONDS,
+        socket_connect_timeout=TIMEOUT_SECONDS,
+        retry=Retry(ConstantBackoff(0.02), 1),
+    )
+
+
 class DocumentStore:
     """The document of one deployment. One event loop uses it; `close()` gives its connections back."""
 
-    def __init__(self, url: str, namespace: str, deployment: str) -> None:
-        # redis-py's own defaults are 10 retries and 5 s a piece: a caller would hang for most of a minute.
-        self._redis: Any = Redis.from_url(
-            url,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            retry=Retry(ConstantBackoff(0.02), 1),
-        )
+    def __init__(self, store: str | Redis, namespace: str, deployment: str) -> None:
+        """`store`: a URL, or what `connection` made for several deployments, which stays open when this one is closed."""
+        self._is_ours = isinstance(store, str)
+        self._redis: Any = connection(store) if isinstance(store, str) else store
         self._key = document_key(namespace, deployment)
         self._channel = document_channel(namespace, deployment)
         self._place = (namespace, deployment)
@@ -61,7 +68,8 @@ class DocumentStore:
         self._write_document = self._redis.register_script(script)
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        if self._is_ours:
+            await self._redis.aclose()
 
     async def ping(self) -> None:
         """Raises StoreUnavailableError."""

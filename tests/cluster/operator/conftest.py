@@ -92,11 +92,11 @@ def free_port() -> int:
 class Operator:
     """`inferengine operator` as a process."""
 
-    def __init__(self, namespace: str, lease_namespace: str, log: Path, sweep_seconds: float) -> None:
+    def __init__(self, namespace: str, lease_namespace: str, log: Path, *arguments: str) -> None:
         self._namespace = namespace
         self._lease_namespace = lease_namespace
         self._log = log
-        self._sweep_seconds = sweep_seconds
+        self._arguments = arguments
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -104,7 +104,7 @@ class Operator:
         self._port = free_port()
         command = [sys.executable, "-m", "infer_operator", "operator", "--namespace", self._lease_namespace]
         command += ["--watch-namespace", self._namespace, "--metrics-port", str(self._port)]
-        command += ["--image", "example.test/engine:1", "--sweep-seconds", str(self._sweep_seconds)]
+        command += ["--image", "example.test/engine:1", *self._arguments]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -378,9 +378,10 @@ async def operators(home: Home, tmp_path: Path) -> AsyncIterator[Callable[..., O
     """`operators()`: another one for the namespace, not started yet."""
     made: list[Operator] = []
 
-    def make(sweep_seconds: float = 600, lease_namespace: str = home.namespace) -> Operator:
+    def make(sweep_seconds: float = 600, look_seconds: float = 30, lease_namespace: str = home.namespace) -> Operator:
         log = tmp_path / f"operator-{len(made)}.log"
-        made.append(Operator(home.namespace, lease_namespace, log, sweep_seconds))
+        arguments = ("--sweep-seconds", str(sweep_seconds), "--look-seconds", str(look_seconds))
+        made.append(Operator(home.namespace, lease_namespace, log, *arguments))
         return made[-1]
 
     yield make

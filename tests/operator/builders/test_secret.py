@@ -59,6 +59,18 @@ def test_half_a_pair_is_damage(make: Make) -> None:
         secret.read_record(manifest)
 
 
+@pytest.mark.parametrize("name", ["clientPublicKey", "clientSecretKey"])
+@pytest.mark.parametrize("value", ["no key", "x" * 40])
+def test_what_is_no_pair_is_damage(make: Make, name: str, value: str) -> None:
+    made = make()
+    manifest = secret.tenant_secret(made.resource, made.records["acme"], ENDPOINT, "k" * 40)
+    manifest["data"][name] = base64.b64encode(value.encode()).decode()
+    with pytest.raises(
+        secret.SecretDamagedError, match=r"demo.acme: clientSecretKey is not that of .*delete the Secret"
+    ):
+        secret.read_record(manifest)
+
+
 @pytest.mark.parametrize("missing", ["server.key", "namespace.key", "store.password"])
 def test_damaged_keys_are_told_by_name(make: Make, missing: str) -> None:
     manifest = secret.keys_secret(make().resource, secret.mint_keys())

@@ -97,10 +97,12 @@ def test_a_change_between_the_look_and_the_fetch(
 ) -> None:
     remote = web.Web(f"{website.url}/m.gguf", None)
     (listed,) = remote.files()
-    website.files["/m.gguf"] = content(2 * MB)
-    with pytest.raises(download.ChangedError):
-        remote.read(listed, 0)
-    assert fetch(f"{website.url}/m.gguf").read_bytes() == content(2 * MB)
+    for new in (file[::-1], content(2 * MB)):  # of the same size, and of another
+        website.files["/m.gguf"] = new
+        for start in (0, MB):
+            with pytest.raises(download.ChangedError):
+                remote.read(listed, start)
+        assert fetch(f"{website.url}/m.gguf").read_bytes() == new
 
 
 def test_a_new_version_is_fetched_beside_the_old_one(
@@ -132,12 +134,20 @@ def test_what_passes_is_tried_again(website: Any, file: bytes) -> None:
 def test_two_processes_fetch_once(website: Any, file: bytes, fetches: Any) -> None:
     website.stall_at = MB
     first, second = (fetches.start("--digest", f"{website.url}/m.gguf") for _ in range(2))
-    assert website.stalled.wait(60)
+    deadline = time.monotonic() + 60
+    while not _waits_for_a_lock(first.pid, second.pid) and len(website.fetched("/m.gguf")) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     website.going_on.set()
     answers = [process.communicate(timeout=120)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
     assert answers[0] == answers[1]
     assert website.fetched("/m.gguf") == [None]
+
+
+def _waits_for_a_lock(*pids: int) -> bool:
+    blocked = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "-> FLOCK" in line]
+    return any(int(fields[5]) in pids for fields in blocked)
 
 
 # --- digests -------------------------------------------------------------------------------------------------------------

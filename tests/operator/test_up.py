@@ -10,8 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import zmq
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from infer_engine.model.fetch.digest import content_digest
 from infer_operator import commands, up
 from infer_operator.backends.state_dir import StateDir
 from infer_operator.reconcile import mint_tenant
@@ -152,6 +156,24 @@ def fresh(model: Path) -> Iterator[Deployment]:
         deployment = Deployment(Path(directory), DEPLOYMENT.format(model=model))
         yield deployment
         deployment.end()
+
+
+@pytest.fixture
+def web(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The model's directory on a web server, and an empty cache for what comes from there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(model.parent)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/{model.name}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
 
 
 def ask(deployment: Deployment, tenant: str) -> int:
@@ -384,6 +406,27 @@ def test_a_model_that_is_truncated(fresh: Deployment, model: Path) -> None:
     assert f"{weights}: has {weights.stat().st_size} bytes where its header says" in fresh.said()
     assert "fetch the model again" in fresh.said()
     assert fresh.processes() == []
+
+
+def test_a_model_from_a_web_server_that_is_the_right_one(fresh: Deployment, model: Path, web: str) -> None:
+    fresh.edit(f"uri: {model}", f"uri: {web}, digest: '{content_digest(model)}'")
+    fresh.start()
+    fresh.wait_said("metrics: http://")
+    assert ask(fresh, "acme") == 5
+
+
+def test_a_model_that_is_not_the_right_one(fresh: Deployment, model: Path, web: str) -> None:
+    wanted = "sha256:" + "0" * 64
+    fresh.edit(f"uri: {model}", f"uri: {web}, digest: '{wanted}'")
+    assert fresh.start().wait(SECONDS) == 1
+    assert f"{web}: its digest is {content_digest(model)}, model.digest asks for {wanted}" in fresh.said()
+    assert fresh.processes() == []
+
+
+def test_a_model_in_a_claim(fresh: Deployment, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh.edit(str(model), "pvc://models/llama")
+    assert commands.up(["-f", str(fresh.file), "--state-dir", str(fresh.state)]) == 1
+    assert "only a cluster has claims; on this machine give the model's directory" in capsys.readouterr().err
 
 
 def test_a_kv_dim_that_is_not_the_model_s(fresh: Deployment, model: Path) -> None:

@@ -17,13 +17,15 @@ from infer_operator.builders import Context, secret
 from infer_operator.builders import manifest as m
 from infer_operator.kube import CHILDREN, OPTIONAL, SECRET, Kind, Kube, Object
 from infer_operator.metrics import Metrics
+from infer_operator.rounds import LOOK_SECONDS
 from infer_operator.state import Key, Resource
 from infer_operator.store import Store
 from infer_server.contract.store import DocumentStore, StoreUnavailableError, connection
 from infer_server.contract.sweep import StoreSweep
 
-SECRET_SECONDS = 20.0
-"""How long a Secret that was read is taken for the newest. Pods that come and go would ask for all tenants' again and again."""
+FRESH_PART = 2 / 3
+"""of the time between two looks at a resource: so long a Secret that was read is taken for the newest. Pods that come and go would
+ask for all tenants' again and again."""
 
 SWEEPS_AFTER_DELETION = 5
 """How often a store that only a deleted resource used is still looked for: mostly it went with the resource."""
@@ -57,8 +59,9 @@ class Secrets:
     somebody edits or deletes is noticed with the next look at its resource (rounds.py).
     """
 
-    def __init__(self, kube: Kube, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, kube: Kube, fresh_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube = kube
+        self._fresh_seconds = fresh_seconds
         self._clock = clock
         self._seen: dict[Key, _Seen] = {}
 
@@ -66,9 +69,9 @@ class Secrets:
         """From here on what was read before is too old if the resource was edited (another `mark`), in doubt after a while."""
         seen = self._seen.get(key)
         if seen is None or seen.mark != mark:
-            self._seen[key] = _Seen(mark, self._clock() + SECRET_SECONDS)
+            self._seen[key] = _Seen(mark, self._clock() + self._fresh_seconds)
         elif self._clock() >= seen.until:
-            seen.doubtful, seen.until = set(seen.secrets), self._clock() + SECRET_SECONDS
+            seen.doubtful, seen.until = set(seen.secrets), self._clock() + self._fresh_seconds
 
     async def read(self, key: Key, name: str) -> Object | None:
         seen = self._seen[key]
@@ -186,13 +189,15 @@ class QuotaStores:
 
 
 class Cluster:
-    def __init__(self, kube: Kube, store: Store, context: Context, metrics: Metrics) -> None:
+    def __init__(
+        self, kube: Kube, store: Store, context: Context, metrics: Metrics, look_seconds: float = LOOK_SECONDS
+    ) -> None:
         self.kube = kube
         self.store = store
         self.context = context
         """replaced when the server comes to know PodMonitors, or forgets them"""
         self.metrics = metrics
-        self.secrets = Secrets(kube)
+        self.secrets = Secrets(kube, look_seconds * FRESH_PART)
         self.stores = QuotaStores()
         self.stubborn: dict[tuple[Key, str], tuple[str, ...]] = {}
         """by object: what the API server did not take over when we applied it. Applying it again would never end."""

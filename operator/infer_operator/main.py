@@ -154,7 +154,7 @@ class Operator:
 
     async def run(self, operator_id: str) -> None:
         """Until a signal. Raises what ended one of the tasks."""
-        cluster = Cluster(self._kube, self.store, self._options.context, self.metrics)
+        cluster = Cluster(self._kube, self.store, self._options.context, self.metrics, self._options.look_seconds)
         cluster.stores.operator_id = operator_id
         controller = Controller(cluster)
         try:

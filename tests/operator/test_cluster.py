@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from infer_operator.cluster import SECRET_SECONDS, QuotaStores, Secrets
+from infer_operator.cluster import QuotaStores, Secrets
 from infer_operator.kube import Kind, Object
 from infer_operator.state import Key
 from infer_server.contract.document import DesiredState, Version
 from infer_server.contract.store import StoreUnavailableError
 
 WORKERS = 16
+FRESH_SECONDS = 20.0
 
 
 # --- stores --------------------------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ class Reader:
     def __init__(self, server: Server) -> None:
         self.now = 0.0
         self.server = server
-        self.secrets = Secrets(server, lambda: self.now)  # type: ignore[arg-type]
+        self.secrets = Secrets(server, FRESH_SECONDS, lambda: self.now)  # type: ignore[arg-type]
 
     async def look(self, mark: object = 1) -> list[Any]:
         """As one run of the reconciler does."""
@@ -149,7 +150,7 @@ async def test_a_secret_is_read_once_while_it_is_fresh() -> None:
     assert await reader.look() == ["1", None, "1"]
     assert server.take_asked() == [("read", "a"), ("read", "b")]
     server.put("a", "2")
-    reader.now += SECRET_SECONDS - 1
+    reader.now += FRESH_SECONDS - 1
     assert await reader.look() == ["1", None, "1"]
     assert server.take_asked() == []
 
@@ -167,7 +168,7 @@ async def test_later_its_version_is_asked_for_and_only_what_changed_is_read() ->
         (lambda: server.objects.pop("a"), [("version", "a"), ("read", "a"), ("version", "b")], [None, "3", None]),
     ):
         change()
-        reader.now += SECRET_SECONDS
+        reader.now += FRESH_SECONDS
         assert await reader.look() == found
         assert server.take_asked() == asked
 

@@ -24,8 +24,8 @@ from infer_server.contract.store import DocumentStore, StoreUnavailableError, co
 from infer_server.contract.sweep import StoreSweep
 
 FRESH_PART = 2 / 3
-"""of the time between two looks at a resource: so long a Secret that was read is taken for the newest. Pods that come and go would
-ask for all tenants' again and again."""
+"""of the time between two looks at a resource: so long a Secret that was read is taken for the newest. Pods that come and go
+would ask for all tenants' again and again."""
 
 SWEEPS_AFTER_DELETION = 5
 """How often a store that only a deleted resource used is still looked for: mostly it went with the resource."""

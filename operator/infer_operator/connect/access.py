@@ -22,7 +22,7 @@ from infer_operator.builders import service
 from infer_operator.connect.cluster import ConnectError
 from infer_operator.kube import POD, RESOURCE, SECRET, ApiError, Kube, KubeError, Object
 
-ROLE_FILE = "manifests/examples/tenant-role.yaml"
+ASK = "check the names and the namespace, or ask for the rights in manifests/examples/tenant-role.yaml"
 FIELDS = ("endpoint", "serverPublicKey", "clientPublicKey", "clientSecretKey")
 """of a Secret and of a credentials file; a tenant with keys of its own has only the first two"""
 SERVICE_HOST = re.compile(r"[^.]+\.(?P<namespace>[^.]+)\.svc")
@@ -55,7 +55,7 @@ class Access:
         return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
 
 
-async def allowed(namespace: str, right: str, request: Awaitable[Answer]) -> Answer:
+async def allowed(namespace: str, right: str, request: Awaitable[Answer], way_out: str = ASK) -> Answer:
     """`right` as in `kubectl auth can-i`. Raises ConnectError."""
     try:
         return await request
@@ -65,12 +65,10 @@ async def allowed(namespace: str, right: str, request: Awaitable[Answer]) -> Ans
                 f"the API server does not accept the credentials of this kubeconfig: log in again ({error.message})"
             ) from error
         if error.status == 403:
-            raise ConnectError(
-                f"you may not {right} in namespace {namespace}: ask for the rights in {ROLE_FILE}, or give another --namespace"
-            ) from error
+            raise ConnectError(f"you may not {right} in namespace {namespace}: {way_out}") from error
         raise ConnectError(f"the API server refuses to {right} in namespace {namespace}: {error}") from error
     except KubeError as error:
-        raise ConnectError(f"the API server does not answer: {error}") from error
+        raise ConnectError(f"the API server does not answer: {error.__cause__ or error}") from error
 
 
 async def find_access(kube: Kube, namespace: str, deployment: str | None, tenant: str) -> Access:
@@ -110,26 +108,41 @@ def _is_ready(pod: Object) -> bool:
 
 
 async def why_no_pod(kube: Kube, access: Access) -> str:
-    """For the reader who may know it, what the deployment says of itself."""
+    """With what the deployment says of itself, for a reader who may know it."""
     told = f"no pod of {access.deployment} is ready in namespace {access.namespace}"
-    try:
-        found = await kube.read(RESOURCE, access.namespace, access.deployment)
-    except KubeError:
-        return told
+    found = await _read_if_allowed(kube, access.namespace, access.deployment)
     return told if found is None else f"{told}: {_ready_message(found)}"
+
+
+async def why_no_endpoint(kube: Kube, access: Access, pod: str) -> str:
+    found = await _read_if_allowed(kube, access.namespace, access.deployment)
+    suspended = found is not None and any(one.get("suspend") for one in _named(found, access.tenant))
+    if suspended:
+        return f"tenant {access.tenant!r} of {access.deployment} is suspended"
+    return (
+        f"pod {pod} has no endpoint for tenant {access.tenant!r} on port {access.port}: it may be suspended, or the pod is "
+        "about to end: try again"
+    )
+
+
+async def _read_if_allowed(kube: Kube, namespace: str, name: str) -> Object | None:
+    try:
+        return await kube.read(RESOURCE, namespace, name)
+    except KubeError:  # no right to it, as is usual for a tenant's people
+        return None
 
 
 async def _deployment_of(kube: Kube, namespace: str, tenant: str) -> str:
     right = f"list {RESOURCE.plural}.{m.GROUP}"
-    try:
-        resources, _ = await allowed(namespace, right, kube.list(RESOURCE, "", namespace))
-    except ConnectError as error:
-        raise ConnectError(f"{error}; or name the deployment: inferengine connect NAME --tenant {tenant}") from error
+    way_out = f"name the deployment: inferengine connect DEPLOYMENT --tenant {tenant}"
+    resources, _ = await allowed(namespace, right, kube.list(RESOURCE, "", namespace), way_out)
     having = [one["metadata"]["name"] for one in resources if tenant in _tenants(one)]
     if len(having) == 1:
         return str(having[0])
     if having:
-        raise ConnectError(f"tenant {tenant!r} is in several deployments of namespace {namespace}: name {_or(having)}")
+        raise ConnectError(
+            f"tenant {tenant!r} is in several deployments of namespace {namespace}: name {_sorted(having)}"
+        )
     if not resources:
         raise ConnectError(f"no {RESOURCE.name} in namespace {namespace}: give another --namespace")
     known = "; ".join(f"{one['metadata']['name']} has {', '.join(_tenants(one))}" for one in resources)
@@ -141,15 +154,19 @@ async def _why_no_secret(kube: Kube, namespace: str, name: str, tenant: str) -> 
     try:
         found = await kube.read(RESOURCE, namespace, name)
         others = (await kube.list(RESOURCE, "", namespace))[0] if found is None else []
-    except KubeError:  # no right to it, as is usual for a tenant's people
+    except KubeError:
         return f"{missing}: is the deployment's name right, and the tenant's?"
     if found is None:
         names = [one["metadata"]["name"] for one in others]
-        there = f"there is {_or(names)}" if names else "there is none: give another --namespace"
+        there = f"there is {_sorted(names)}" if names else "there is none: give another --namespace"
         return f"no {RESOURCE.name} {name!r} in namespace {namespace}; {there}"
     if tenant not in _tenants(found):
-        return f"{name} has no tenant {tenant!r}; there is {_or(_tenants(found))}"
+        return f"{name} has no tenant {tenant!r}; there is {_sorted(_tenants(found))}"
     return f"{missing} yet: {_ready_message(found)}"
+
+
+def _named(resource: Object, tenant: str) -> list[Object]:
+    return [one for one in resource["spec"]["tenants"] if one["name"] == tenant]
 
 
 def _tenants(resource: Object) -> list[str]:
@@ -163,5 +180,5 @@ def _ready_message(resource: Object) -> str:
     return "no operator has looked at it yet"
 
 
-def _or(names: list[str]) -> str:
+def _sorted(names: list[str]) -> str:
     return ", ".join(sorted(names))

@@ -65,12 +65,16 @@ def _files(kubeconfig: str | None, needed: bool) -> str:
 
 async def _load_files(files: str, context: str | None, settings: client.Configuration) -> Any:
     try:
-        return await config.load_kube_config(
+        loader = await config.load_kube_config(
             config_file=files, context=context, client_configuration=settings, persist_config=False
         )
     except Exception as error:  # whatever the loader meets in a file that people write: YAML, keys, types
         where = f", context {context}" if context else ""
         raise ConnectError(f"kubeconfig {files}{where}: {error}") from error
+    if not settings.api_key and not settings.cert_file:  # a plugin that fails is logged by the loader, and that is all
+        user = loader.current_context["context"].get("user")
+        raise ConnectError(f"kubeconfig {files}: user {user!r} gives no token and no certificate: log in first")
+    return loader
 
 
 def _load_pod(settings: client.Configuration) -> str:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 from infer_operator.connect import tunnel
-from infer_operator.connect.access import Access, ready_pod, why_no_pod
+from infer_operator.connect.access import Access, ready_pod, why_no_endpoint, why_no_pod
 from infer_operator.connect.cluster import Cluster, ConnectError
 
 HOST = "127.0.0.1"
 CONNECT_SECONDS = 2.0
+GREETING_SECONDS = 10.0
 
 
 class Forwarder:
@@ -24,13 +26,11 @@ class Forwarder:
         """what was told last: a client that tries once a second is no reason to repeat it"""
 
     async def start(self, port: int) -> int:
-        """The local port, once it is clear that a pod can be reached. Connections are served until the loop ends.
+        """The local port, once it is clear that a pod serves the tenant. Connections are served until the loop ends.
 
         Raises ConnectError.
         """
-        pod = await self._pod()
-        async with tunnel.open_tunnel(self._cluster.api, self._access.namespace, pod, self._access.port):
-            pass
+        await self._try()
         try:
             server = await asyncio.start_server(self._serve, HOST, port)
         except OSError as error:
@@ -38,19 +38,32 @@ class Forwarder:
         found: int = server.sockets[0].getsockname()[1]
         return found
 
+    async def _try(self) -> None:
+        """A pod's endpoint speaks first, so its first bytes show that it is there."""
+        access, kube = self._access, self._cluster.kube
+        pod = await self._pod()
+        try:
+            async with self._tunnel(pod) as opened, asyncio.timeout(GREETING_SECONDS):
+                async for _ in opened.parts():
+                    return
+        except (tunnel.TunnelError, TimeoutError):
+            pass
+        raise ConnectError(await why_no_endpoint(kube, access, pod))
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        access = self._access
         try:
             pod = await self._pod()
-            async with tunnel.open_tunnel(self._cluster.api, access.namespace, pod, access.port) as opened:
-                self._say(f"connected to pod {pod}")
-                await tunnel.pump(reader, writer, opened)
-        except tunnel.TunnelError as error:
-            self._say(f"pod {pod}: {error}")
+            async with self._tunnel(pod) as opened:
+                await tunnel.pump(reader, writer, opened, lambda: self._say(f"connected to pod {pod}"))
+        except tunnel.TunnelError:
+            self._say(await why_no_endpoint(self._cluster.kube, self._access, pod))
         except ConnectError as error:
             self._say(str(error))
         finally:
             writer.close()
+
+    def _tunnel(self, pod: str) -> AbstractAsyncContextManager[tunnel.Tunnel]:
+        return tunnel.open_tunnel(self._cluster.api, self._access.namespace, pod, self._access.port)
 
     async def _pod(self) -> str:
         found = await ready_pod(self._cluster.kube, self._access)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 from kubernetes.aio import client
@@ -84,9 +84,11 @@ async def _open(api: client.ApiClient, path: str, port: int) -> aiohttp.ClientWe
         raise UnreachableError(f"{path}: {error!r}") from error
 
 
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tunnel: Tunnel) -> None:
-    """Bytes both ways until either side ends. Raises TunnelError."""
-    tasks = [asyncio.ensure_future(_up(reader, tunnel)), asyncio.ensure_future(_down(tunnel, writer))]
+async def pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tunnel: Tunnel, begun: Callable[[], None]
+) -> None:
+    """Bytes both ways until either side ends; `begun` is called at the far end's first. Raises TunnelError."""
+    tasks = [asyncio.ensure_future(_up(reader, tunnel)), asyncio.ensure_future(_down(tunnel, writer, begun))]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -103,7 +105,8 @@ async def _up(reader: asyncio.StreamReader, tunnel: Tunnel) -> None:
         await tunnel.send(data)
 
 
-async def _down(tunnel: Tunnel, writer: asyncio.StreamWriter) -> None:
+async def _down(tunnel: Tunnel, writer: asyncio.StreamWriter, begun: Callable[[], None]) -> None:
     async for data in tunnel.parts():
+        begun()
         writer.write(data)
         await writer.drain()

@@ -22,7 +22,7 @@ from infer_operator.builders import service
 from infer_operator.connect.cluster import ConnectError
 from infer_operator.kube import POD, RESOURCE, SECRET, ApiError, Kube, KubeError, Object
 
-ASK = "check the names and the namespace, or ask for the rights in manifests/examples/tenant-role.yaml"
+ASK = "check the names and the namespace, or ask for the rights in manifests/examples/rbac/tenant.yaml"
 FIELDS = ("endpoint", "serverPublicKey", "clientPublicKey", "clientSecretKey")
 """of a Secret and of a credentials file; a tenant with keys of its own has only the first two"""
 SERVICE_HOST = re.compile(r"[^.]+\.(?P<namespace>[^.]+)\.svc")

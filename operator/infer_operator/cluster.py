@@ -74,14 +74,15 @@ class Secrets:
             seen.doubtful, seen.until = set(seen.secrets), self._clock() + self._fresh_seconds
 
     async def read(self, key: Key, name: str) -> Object | None:
+        """`name` is `NAMESPACE/NAME` for one in another namespace than the resource's; likewise in `delete`."""
         seen = self._seen[key]
         if name in seen.doubtful and name in seen.secrets:
-            version = await self._kube.version(SECRET, key.namespace, name)
+            version = await self._kube.version(SECRET, *_where(key, name))
             if version != _version(seen.secrets[name]):
                 del seen.secrets[name]
         seen.doubtful.discard(name)
         if name not in seen.secrets:
-            seen.secrets[name] = await self._kube.read(SECRET, key.namespace, name)
+            seen.secrets[name] = await self._kube.read(SECRET, *_where(key, name))
         return seen.secrets[name]
 
     async def read_anew(self, key: Key, name: str) -> Object | None:
@@ -90,7 +91,7 @@ class Secrets:
 
     async def create(self, key: Key, manifest: Object) -> Object:
         """Raises ApiError 409 if there is one of that name."""
-        name = manifest["metadata"]["name"]
+        name = _name(key, manifest)
         self._seen[key].secrets.pop(name, None)
         made = await self._kube.create(manifest, SECRET)
         self._seen[key].secrets[name] = made
@@ -98,18 +99,30 @@ class Secrets:
 
     async def patch(self, key: Key, found: Object, data: Mapping[str, str | None]) -> Object:
         """Into this very Secret; None takes an entry away."""
-        name, uid = found["metadata"]["name"], found["metadata"]["uid"]
+        name, uid = _name(key, found), found["metadata"]["uid"]
         self._seen[key].secrets.pop(name, None)
-        patched = await self._kube.merge(SECRET, key.namespace, name, {"metadata": {"uid": uid}, "data": data})
+        patched = await self._kube.merge(SECRET, *_where(key, name), {"metadata": {"uid": uid}, "data": data})
         self._seen[key].secrets[name] = patched
         return patched
 
     async def delete(self, key: Key, name: str, uid: str) -> None:
         self._seen[key].secrets.pop(name, None)
-        await self._kube.delete(SECRET, key.namespace, name, uid)
+        await self._kube.delete(SECRET, *_where(key, name), uid)
 
     def forget(self, key: Key) -> None:
         self._seen.pop(key, None)
+
+
+def _name(key: Key, secret: Object) -> str:
+    meta = secret["metadata"]
+    name: str = meta["name"]
+    return name if meta["namespace"] == key.namespace else f"{meta['namespace']}/{name}"
+
+
+def _where(key: Key, name: str) -> tuple[str, str]:
+    """Namespace and name."""
+    namespace, _, plain = name.rpartition("/")
+    return namespace or key.namespace, plain
 
 
 def _version(found: Object | None) -> str | None:
@@ -197,6 +210,8 @@ class Cluster:
         self.context = context
         """replaced when the server comes to know PodMonitors, or forgets them"""
         self.metrics = metrics
+        self.only_namespace = ""
+        """the one that the operator looks after, with rights nowhere else; empty: all"""
         self.secrets = Secrets(kube, look_seconds * FRESH_PART)
         self.stores = QuotaStores()
         self.stubborn: dict[tuple[Key, str], tuple[str, ...]] = {}

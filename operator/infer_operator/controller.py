@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from infer_operator import finalizer
+from infer_operator.backends import copies
 from infer_operator.backends.kubernetes import KubernetesBackend, write_status
 from infer_operator.backends.protocol import RefusedError
 from infer_operator.backends.tenants import is_owned
@@ -75,6 +76,7 @@ class Controller:
 
     async def _gone(self, key: Key) -> None:
         """The garbage collector deletes what it owned. If somebody took our finalizer away, keys are left in its store."""
+        await copies.take_back(self._cluster, key)
         url = self._cluster.stores.url(key)
         if url is not None:
             self._cluster.stores.leave(key)

@@ -70,6 +70,7 @@ SECRET = Kind("Secret", "v1", "secrets")
 CONFIG_MAP = Kind("ConfigMap", "v1", "configmaps")
 POD = Kind("Pod", "v1", "pods")
 DEPLOYMENT = Kind("Deployment", "apps/v1", "deployments")
+NAMESPACE = Kind("Namespace", "v1", "namespaces")
 EVENT = Kind("Event", "v1", "events")
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
 CHILDREN = (

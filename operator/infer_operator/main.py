@@ -156,6 +156,7 @@ class Operator:
         """Until a signal. Raises what ended one of the tasks."""
         cluster = Cluster(self._kube, self.store, self._options.context, self.metrics, self._options.look_seconds)
         cluster.stores.operator_id = operator_id
+        cluster.only_namespace = self._options.watch_namespace
         controller = Controller(cluster)
         try:
             async with asyncio.TaskGroup() as group:

@@ -93,6 +93,9 @@ def _tenants(tenants: tuple[TenantSpec, ...]) -> Iterator[str]:
         before = first.setdefault(tenant.name, index)
         if before != index:
             yield f'{path}.name: got "{tenant.name}", as spec.tenants[{before}] has; must be unique'
+        for number, namespace in enumerate(tenant.secret_namespaces):
+            if namespace in tenant.secret_namespaces[:number]:
+                yield f'{path}.secretNamespaces[{number}]: got "{namespace}" again; must be unique'
         quota = tenant.quota
         if quota.requests_burst is not None and quota.requests_per_minute is None:
             yield f"{path}.quota.requestsBurst: got {quota.requests_burst}; must come with requestsPerMinute"

@@ -179,6 +179,8 @@ class TenantSpec(_Fields, frozen=True, kw_only=True):
     """Close its endpoint; its port, keys and cache stay."""
     auth: AuthSpec | None = None
     """Absent: a pair is made for it."""
+    secret_namespaces: Annotated[tuple[KubernetesName, ...], Meta(max_length=16)] = ()
+    """Get a copy of its Secret, where they allow it."""
     quota: QuotaLimits = QuotaLimits()
 
 
@@ -409,7 +411,11 @@ def without_effect_here(deployment: InferenceDeployment) -> list[str]:
         for spec in (deployment.spec, DeploymentSpec(model=deployment.spec.model, tenants=deployment.spec.tenants))
     )
     default["model"] = default["model"] | {"credentialsSecretRef": None}
-    return [f"spec.{path}" for path in CLUSTER_ONLY if _at(given, path) != _at(default, path)]
+    tenants = enumerate(deployment.spec.tenants)
+    return [
+        *(f"spec.{path}" for path in CLUSTER_ONLY if _at(given, path) != _at(default, path)),
+        *(f"spec.tenants[{index}].secretNamespaces" for index, tenant in tenants if tenant.secret_namespaces),
+    ]
 
 
 def _at(value: Any, path: str) -> Any:

@@ -15,8 +15,9 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 
+from infer_operator.builders.copies import SOURCE_LABEL
 from infer_operator.builders.manifest import DEPLOYMENT_LABEL
-from infer_operator.kube import POD, RESOURCE, ApiError, Kind, Kube, KubeError, Object
+from infer_operator.kube import CONFIG_MAP, POD, RESOURCE, ApiError, Kind, Kube, KubeError, Object
 from infer_operator.state import Key
 from infer_operator.workqueue import Lane
 
@@ -181,9 +182,12 @@ async def _follow_once(
 
 
 def place(kind: Kind, seen: Object) -> tuple[Key, Slot]:
-    """Whose it is, by its label, and which of theirs."""
+    """Whose it is, by its label, and which of theirs: the note of a copy elsewhere with its namespace before its name."""
     meta = seen["metadata"]
-    owner = meta["name"] if kind is RESOURCE else meta.get("labels", {}).get(DEPLOYMENT_LABEL, "")
+    labels = meta.get("labels", {})
+    owner = meta["name"] if kind is RESOURCE else labels.get(DEPLOYMENT_LABEL, "")
+    if kind is CONFIG_MAP and SOURCE_LABEL in labels:
+        return Key(labels[SOURCE_LABEL], owner), (kind.name, f"{meta['namespace']}/{meta['name']}")
     return Key(meta.get("namespace", ""), owner), (kind.name, meta["name"])
 
 

@@ -56,7 +56,9 @@ def test_one_namespace_gets_the_same_rights_there_and_none_elsewhere(objects: Ob
     assert roles == set(FOR_PEOPLE)
     role, binding = one(made, "Role"), one(made, "RoleBinding")
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "team-a"
-    assert role["rules"] == one(objects(), "ClusterRole")["rules"]
+    *rules, namespaces = one(objects(), "ClusterRole")["rules"]
+    assert role["rules"] == rules
+    assert namespaces == {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
     assert binding["subjects"] == [
         {"kind": "ServiceAccount", "name": "inferengine-operator", "namespace": "inferengine-system"}
     ]

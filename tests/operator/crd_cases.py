@@ -82,6 +82,7 @@ COMPANIONS: dict[str, Patch] = {
     },
     "spec.tenants[0].quota.requestsBurst": {"spec.tenants[0].quota.requestsPerMinute": 1},
     "spec.tenants[0].quota.tokensBurst": {"spec.tenants[0].quota.tokensPerMinute": 1},
+    "spec.tenants[0].secretNamespaces": {"spec.tenants[0].secretNamespaces": ["team"]},
     "spec.tenants[0].auth": {"spec.tenants[0].auth": {"publicKeys": ["7" * 40]}},
     "spec.accelerator.count": {"spec.accelerator": {"resourceName": "example.test/gpu-mem"}},
     "spec.accelerator": {"spec.accelerator": {"resourceName": "nvidia.com/gpu"}},
@@ -115,6 +116,7 @@ TEXTS = {
 }
 TEXTS[r"^[0-9a-zA-Z.:+=^!/*?&<>(){}@%$#\[\]-]{40}$"] = (lambda length: "7" * length, "~" * 40)
 TEXTS[r"^([a-z0-9]|[{]tenant[}])([-a-z0-9.]|[{]tenant[}])*$"] = (lambda length: "h" * length, "{other}.example.test")
+TEXTS[r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"] = (lambda length: "7" * length, "Team")
 NUMBERS = ("integer", "number")
 
 
@@ -153,7 +155,7 @@ def _bound(path: str, keyword: str, accepted: Any, refused: Any) -> Case:
 def _companions(path: str, keyword: str) -> Patch:
     if (path, keyword) in PORT_BOUNDS:
         return PORT_BOUNDS[path, keyword]
-    above = [prefix for prefix in COMPANIONS if path == prefix or path.startswith(f"{prefix}.")]
+    above = [prefix for prefix in COMPANIONS if path == prefix or path.startswith((f"{prefix}.", f"{prefix}["))]
     return COMPANIONS[above[0]] if above else {}
 
 
@@ -189,7 +191,7 @@ def _items(node: dict[str, Any], count: int) -> list[Any]:
     if "pattern" in node["items"]:
         make, _ = TEXTS[node["items"]["pattern"]]
         texts = [make(node["items"]["maxLength"]) for _ in range(count)]
-        return [f"{index}{text[1:]}" for index, text in enumerate(texts)]
+        return [f"{index}{text[len(str(index)) :]}" for index, text in enumerate(texts)]
     return [{"name": f"t{i}"} if "properties" in node["items"] else {"key": f"k{i}"} for i in range(count)]
 
 
@@ -364,8 +366,17 @@ UNIQUE_KEYS = Case(
 )
 
 
+UNIQUE_NAMESPACES = Case(
+    "a tenant's namespaces are a set",
+    {"spec.tenants[0].secretNamespaces": ["a", "b"]},
+    {"spec.tenants[0].secretNamespaces": ["a", "a"]},
+    "Duplicate value",
+    told='spec.tenants[0].secretNamespaces[1]: got "a" again',
+)
+
+
 def cases() -> list[Case]:
-    return [*bounds(), *RULES, UNIQUE_TENANTS, UNIQUE_KEYS]
+    return [*bounds(), *RULES, UNIQUE_TENANTS, UNIQUE_KEYS, UNIQUE_NAMESPACES]
 
 
 def messages(node: dict[str, Any] | None = None) -> Iterator[str]:

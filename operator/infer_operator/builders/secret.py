@@ -13,7 +13,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,10 +121,10 @@ def read_record(secret: Mapping[str, Any]) -> TenantRecord:
         ) from error
 
 
-def told(secret: Mapping[str, Any]) -> dict[str, str]:
-    """What a tenant's Secret tells besides its keys, as far as that can be read."""
+def readable(secret: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:
+    """Its entries of these names, as far as they are there and text."""
     found = {}
-    for name in ("endpoint", "serverPublicKey"):
+    for name in names:
         with contextlib.suppress(SecretDamagedError):
             found[name] = _text(secret, name)
     return found

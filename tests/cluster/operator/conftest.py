@@ -378,10 +378,15 @@ async def operators(home: Home, tmp_path: Path) -> AsyncIterator[Callable[..., O
     """`operators()`: another one for the namespace, not started yet."""
     made: list[Operator] = []
 
-    def make(sweep_seconds: float = 600, look_seconds: float = 30, lease_namespace: str = home.namespace) -> Operator:
+    def make(
+        sweep_seconds: float = 600,
+        look_seconds: float = 30,
+        lease_namespace: str = home.namespace,
+        namespace: str = home.namespace,
+    ) -> Operator:
         log = tmp_path / f"operator-{len(made)}.log"
         arguments = ("--sweep-seconds", str(sweep_seconds), "--look-seconds", str(look_seconds))
-        made.append(Operator(home.namespace, lease_namespace, log, *arguments))
+        made.append(Operator(namespace, lease_namespace, log, *arguments))
         return made[-1]
 
     yield make

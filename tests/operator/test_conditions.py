@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infer_operator import conditions, spec, status
+from infer_operator import conditions, spec, status, troubles
 from infer_operator.state import Resource
 
 RESOURCE = Resource(
@@ -159,16 +159,81 @@ def test_what_keeps_pods_from_running() -> None:
     ]
 
 
+CRASH = {"reason": "CrashLoopBackOff", "message": "back-off 10s"}
+ERROR = {"reason": "Error", "exitCode": 2, "message": "starting\nERROR gateway: the namespace key is no key\n"}
+OUT_OF_MEMORY = {"reason": "OOMKilled", "exitCode": 137}
+
+
+@pytest.mark.parametrize(
+    ("state", "ended", "ready", "reason", "told"),
+    [
+        ({"waiting": CRASH}, None, False, "CrashLoopBackOff", "back-off 10s"),
+        (
+            {"waiting": CRASH},
+            ERROR,
+            False,
+            "CrashLoopBackOff",
+            "it ended with exit code 2: ERROR gateway: the namespace key is no key (back-off 10s)",
+        ),
+        (
+            {"waiting": CRASH},
+            {"reason": "Error", "exitCode": 137},
+            False,
+            "CrashLoopBackOff",
+            "it ended with exit code 137: its log says why (back-off 10s)",
+        ),
+        ({"waiting": CRASH}, OUT_OF_MEMORY, False, "OOMKilled", f"{troubles.OUT_OF_MEMORY_HINT} (back-off 10s)"),
+        ({"running": {}}, OUT_OF_MEMORY, False, "OOMKilled", troubles.OUT_OF_MEMORY_HINT),
+        ({"terminated": OUT_OF_MEMORY}, None, False, "OOMKilled", troubles.OUT_OF_MEMORY_HINT),
+        (
+            {"running": {}},
+            ERROR,
+            False,
+            "Restarted",
+            "it ended with exit code 2: ERROR gateway: the namespace key is no key",
+        ),
+        ({"running": {}}, ERROR, True, "AsExpected", ""),  # it has got over it
+        ({"running": {}}, {"reason": "Completed", "exitCode": 0}, False, "AsExpected", ""),
+        (
+            {"waiting": {"reason": "ErrImageNeverPull", "message": "image x is not present"}},
+            None,
+            False,
+            "ErrImageNeverPull",
+            "image x is not present",
+        ),
+        ({"waiting": {"reason": "ContainerCreating"}}, None, False, "AsExpected", ""),
+    ],
+)
+def test_how_a_container_ended(state: Any, ended: Any, ready: bool, reason: str, told: str) -> None:
+    last = {} if ended is None else {"lastState": {"terminated": ended}}
+    found = container(**state) | last | {"ready": ready}
+    finding = conditions.health(RESOURCE, deployment(), [pod(containerStatuses=[found])]).others["Degraded"]
+    assert (finding.holds, finding.reason) == (reason != "AsExpected", reason)
+    assert finding.message == (f"pod p, container server: {told}" if told else "")
+
+
+def test_the_store_s_own_pod() -> None:
+    image = container("store", waiting={"reason": "ImagePullBackOff", "message": "no such image"})
+    store = pod("d-store-0", containerStatuses=[image])
+    health = conditions.health(RESOURCE, deployment(), [pod(ready=True)], [store])
+    finding = health.others["Degraded"]
+    assert (finding.reason, finding.message) == (
+        "ImagePullBackOff",
+        "pod d-store-0, container store: no such image",
+    )
+    assert health.others["ModelReady"].holds
+
+
 def test_no_node_and_no_permission() -> None:
     told = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     preemption = " no new claims to deallocate, preemption: 0/3 nodes are available: 3 No preemption victims found."
     lonely = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": told + preemption}
     pods = [pod(name, conditions=[lonely]) for name in "pqr"]
     finding = conditions.health(RESOURCE, deployment(), pods[:1]).others["Degraded"]
-    message = f"pod p finds no node: {told} {conditions.UNSCHEDULABLE_HINT}"
+    message = f"pod p finds no node: {told} {troubles.UNSCHEDULABLE_HINT}"
     assert (finding.reason, finding.message) == ("Unschedulable", message)
     finding = conditions.health(RESOURCE, deployment(), pods).others["Degraded"]
-    assert finding.message == f"3 pods find no node: {told} {conditions.UNSCHEDULABLE_HINT}"
+    assert finding.message == f"3 pods find no node: {told} {troubles.UNSCHEDULABLE_HINT}"
     refused = {"type": "ReplicaFailure", "status": "True", "message": "violates PodSecurity"}
     finding = conditions.health(RESOURCE, deployment(conditions=[refused]), []).others["Degraded"]
     assert (finding.reason, finding.message) == ("PodsRefused", "violates PodSecurity")

@@ -329,13 +329,13 @@ class KubernetesBackend:
                     raise
                 self._cluster.store.put(POD, patched)
 
-    def _pods(self) -> list[Object]:
+    def _pods(self, component: str = m.SERVER) -> list[Object]:
         """In one order, or a message that names some would change with each restart."""
         children = sorted(self._cluster.store.children(self._key).items())
         return [
             pod
             for (kind, _), pod in children
-            if kind == POD.name and pod["metadata"].get("labels", {}).get(m.COMPONENT_LABEL) == m.SERVER
+            if kind == POD.name and pod["metadata"].get("labels", {}).get(m.COMPONENT_LABEL) == component
         ]
 
     # --- report ------------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ class KubernetesBackend:
     async def health(self, key: Key) -> Health:
         found = self._child(DEPLOYMENT, m.server_name(self._resource))
         owned = found if found is not None and is_owned(found, self._resource.uid) else None
-        health = conditions.health(self._resource, owned, self._pods())
+        health = conditions.health(self._resource, owned, self._pods(), self._pods(m.STORE))
         return replace(health, reports=await self._reports())
 
     async def _reports(self) -> Reports | None:

@@ -95,6 +95,7 @@ def _container(resource: Resource, context: m.Context) -> dict[str, Any]:
         "ports": [{"name": "http", "containerPort": m.HTTP_PORT, "protocol": "TCP"}],
         "resources": _resources(spec),
         "securityContext": container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # its last line is in the status
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         "volumeMounts": [
             {"name": "config", "mountPath": configmap.CONFIG_DIRECTORY, "readOnly": True},

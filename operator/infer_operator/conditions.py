@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from infer_operator.builders import manifest as m
 from infer_operator.builders.model import FETCH
 from infer_operator.state import Resource
-from infer_operator.status import Finding, Health, Pods
+from infer_operator.status import STUCK, Finding, Health, Pods
 from infer_operator.troubles import Observed, condition, containers, last_words, troubles
 
 SHOWN_PODS = 3
@@ -79,7 +79,7 @@ def _progressing(deployment: Observed | None, wanted: int) -> Finding:
         return Finding(True, "Creating", "the Deployment is not there yet")
     status = deployment.get("status") or {}
     if condition(deployment, "Progressing", "reason") == "ProgressDeadlineExceeded":
-        return Finding(False, "Stuck", "the rollout doesn't get on")
+        return Finding(False, STUCK, "the rollout doesn't get on")
     if status.get("observedGeneration") != deployment["metadata"].get("generation"):
         return Finding(True, "RollingOut", "the newest template has not been looked at yet")
     updated, all, ready = (status.get(name, 0) for name in ("updatedReplicas", "replicas", "availableReplicas"))

@@ -89,9 +89,8 @@ class Controller:
             await backend.prepare()
             outcome = await reconcile(key, backend, clock=self._clock)
         except (RefusedError, PortsExhaustedError) as error:  # nothing else can be done before that is mended
-            await self._tell(
-                raw, {"Degraded": ("True", "Blocked", str(error)), "Ready": ("False", "Blocked", str(error))}
-            )
+            why = ("Blocked", str(error))
+            await self._tell(raw, {"Degraded": ("True", *why), "Stalled": ("True", *why), "Ready": ("False", *why)})
             raise WaitingError(str(error)) from error
         await backend.label_pods()
         if outcome.retry:
@@ -104,9 +103,8 @@ class Controller:
             log.error("%s: deleted without cleaning its quota store, for it is not understood: %s", key, error)
             await finalizer.release(self._cluster, raw)
             return
-        message = "\n".join(error.errors)
-        told = {"Accepted": ("False", "Invalid", message), "Ready": ("False", "Invalid", message)}
-        await self._tell(raw, told)
+        why = ("Invalid", "\n".join(error.errors))
+        await self._tell(raw, {"Accepted": ("False", *why), "Stalled": ("True", *why), "Ready": ("False", *why)})
 
     async def _tell(self, raw: Object, conditions: Mapping[str, tuple[str, str, str]]) -> None:
         """Into its status, if it is news."""

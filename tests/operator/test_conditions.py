@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from infer_operator import conditions, spec, status, troubles
@@ -297,3 +298,56 @@ def test_refused_objects_are_told() -> None:
 def test_long_messages_are_cut() -> None:
     told = build(WELL, refused=tuple(f"Service team/x{i} is another's" for i in range(500)))
     assert len(told.condition("Degraded").message) == status.MESSAGE_CHARACTERS
+
+
+# --- what tools wait for ----------------------------------------------------------------------------------------------------
+def kstatus(resource: dict[str, Any]) -> str:
+    """For a kind that it does not know: cli-utils, pkg/kstatus/status/status.go (Compute) and generic.go."""
+    found = resource.get("status", {})
+    generation = found.get("observedGeneration")
+    if generation is not None and generation != resource["metadata"]["generation"]:
+        return "InProgress"
+    values = {one["type"]: one["status"] for one in found.get("conditions", ())}
+    if values.get("Stalled") == "True":
+        return "Failed"
+    if values.get("Reconciling") == "True":
+        return "InProgress"
+    return "InProgress" if values.get("Ready", "True") != "True" else "Current"
+
+
+STUCK = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "timed out."}
+LONELY = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+
+
+@pytest.mark.parametrize(
+    ("health", "changed", "told"),
+    [
+        (WELL, {}, "Current"),
+        (conditions.health(RESOURCE, None, []), {}, "InProgress"),
+        (conditions.health(RESOURCE, deployment(seen=0), [pod(ready=True)]), {}, "InProgress"),
+        (conditions.health(RESOURCE, deployment(availableReplicas=0), [pod(conditions=[LONELY])]), {}, "InProgress"),
+        (conditions.health(RESOURCE, deployment(availableReplicas=0, conditions=[STUCK]), [pod()]), {}, "Failed"),
+        (WELL, {"store_error": "no answer"}, "InProgress"),
+        (WELL, {"programmed": status.Finding(False, "Following")}, "InProgress"),
+        (WELL, {"refused": ("Service team/x is another's",)}, "Failed"),
+    ],
+)
+def test_what_tools_that_know_kstatus_see(health: status.Health, changed: Any, told: str) -> None:
+    body = msgspec.to_builtins(build(health, **changed))
+    assert kstatus({"metadata": {"generation": 4}, "status": body}) == told
+    assert kstatus({"metadata": {"generation": 5}, "status": body}) == "InProgress"
+    assert all(one["observedGeneration"] == 4 for one in body["conditions"])
+
+
+def test_a_stalled_resource_says_why() -> None:
+    health = conditions.health(
+        RESOURCE, deployment(availableReplicas=0, conditions=[STUCK]), [pod(conditions=[LONELY])]
+    )
+    told = build(health).condition("Stalled")
+    assert (told.status, told.reason) == ("True", "Unschedulable")
+    assert "0/3 nodes" in told.message
+
+
+def test_one_machine_tells_of_no_stall() -> None:
+    told = build(status.Health(True, "PodReady"), refused=("x",))
+    assert "Stalled" not in {one.type for one in told.conditions}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 
 def models_directory() -> Path:
@@ -18,7 +21,11 @@ def models_directory() -> Path:
 def locked(path: Path) -> Iterator[None]:
     """Held by one process at a time, also by one on another node where the file system is NFS; released when its holder dies."""
     with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("another process makes %s; waiting for it", path.with_suffix(""))
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 

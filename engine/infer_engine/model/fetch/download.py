@@ -142,6 +142,12 @@ def _persistently(call: Callable[[], T], pauses: Sequence[float]) -> T:
     return call()
 
 
+def stem_of(uri: str) -> str:
+    """The last part of a URI as the beginning of a file's name."""
+    last = uri.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip(".-")[:100] or "model"
+
+
 # --- what is kept -------------------------------------------------------------------------------------------------------
 def _directory_of(remote: Remote, files: Sequence[RemoteFile]) -> Path:
     listing = [(file.name, file.size, file.version) for file in files]
@@ -151,8 +157,7 @@ def _directory_of(remote: Remote, files: Sequence[RemoteFile]) -> Path:
 
 def _prefix(remote: Remote) -> str:
     """Of the directories of all versions."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", remote.shown.rstrip("/").rpartition("/")[2].removesuffix(".gguf"))
-    return f"{stem.lstrip('.')[:100]}-{hashlib.sha256(remote.uri.encode()).hexdigest()[:8]}-"
+    return f"{stem_of(remote.shown)}-{hashlib.sha256(remote.uri.encode()).hexdigest()[:8]}-"
 
 
 def _record(directory: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from infer_engine.errors import ModelLoadError
 from infer_engine.model.fetch.digest import is_model_file
-from infer_engine.model.fetch.download import ChangedError, RemoteFile, TransientError
+from infer_engine.model.fetch.download import ChangedError, RemoteFile, TransientError, stem_of
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -80,9 +80,9 @@ class Bucket:
                 found = list(obstore.list_with_delimiter(self._store, f"{self._prefix}/")["objects"])
         except Exception as error:
             raise self._trouble(error) from error
-        files = [RemoteFile(entry["path"].rpartition("/")[2], entry["size"], entry["e_tag"] or "") for entry in found]
         if self.single:
-            return files
+            return [RemoteFile(f"{stem_of(self._prefix)}.gguf", entry["size"], entry["e_tag"] or "") for entry in found]
+        files = [RemoteFile(entry["path"].rpartition("/")[2], entry["size"], entry["e_tag"] or "") for entry in found]
         files = [file for file in files if is_model_file(file.name)]
         if not any(file.name == "config.json" for file in files):
             raise ModelLoadError(

@@ -21,7 +21,7 @@ from typing import IO, Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from infer_engine.errors import ModelLoadError
-from infer_engine.model.fetch.download import ChangedError, RemoteFile, TransientError
+from infer_engine.model.fetch.download import ChangedError, RemoteFile, TransientError, stem_of
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 OPTIONAL = (
@@ -72,8 +72,7 @@ class Web:
 
     def files(self) -> Sequence[RemoteFile]:
         if self.single:
-            name = unquote(self._parts.path.rpartition("/")[2]).replace("/", "_").lstrip(".")
-            return [self._required(name)]
+            return [self._required(f"{stem_of(unquote(self._parts.path))}.gguf")]
         config = self._required(CONFIG)
         index = self._look(INDEX)
         if index is None:

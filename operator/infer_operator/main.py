@@ -151,6 +151,7 @@ class Operator:
         """while kopf runs, which ends everything on a signal"""
         metrics.observe_queue(lambda: self.queue.backlog.depth, lambda: self.queue.backlog.oldest_seconds)
         metrics.observe_watches(self.store.ages)
+        metrics.observe_resources(self.store.readiness)
 
     async def run(self, operator_id: str) -> None:
         """Until a signal. Raises what ended one of the tasks."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from prometheus_client import generate_latest
 
 from infer_operator.controller import with_conditions
@@ -51,6 +52,13 @@ def test_an_event_for_each_condition_that_turned() -> None:
 def test_no_event_for_the_first_status_nor_without_change() -> None:
     assert told(None, status(Ready="False")) == []
     assert told(status(Ready="False"), status(Ready="False", Available="True")) == []
+
+
+def test_no_event_for_an_edit_that_pods_take_over() -> None:
+    served, following = status(TenantsProgrammed="True"), status(TenantsProgrammed="False")
+    (condition,) = following.conditions
+    following = msgspec.structs.replace(following, conditions=(msgspec.structs.replace(condition, reason="Following"),))
+    assert told(served, following) == told(following, served) == []
 
 
 def test_an_event_names_the_very_resource() -> None:

@@ -66,7 +66,7 @@ def read(expression: str) -> Query:
     query = Query()
     for part in _parts(promql_parser.parse(expression)):
         if isinstance(part, promql_parser.VectorSelector):
-            query.metrics[part.name] = {matcher.name: matcher.value for matcher in part.matchers.matchers}
+            query.metrics[part.name or ""] = {matcher.name: matcher.value for matcher in part.matchers.matchers}
         elif isinstance(part, promql_parser.AggregateExpr) and part.modifier:
             query.grouped |= set(part.modifier.labels)
     return query

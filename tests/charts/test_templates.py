@@ -220,8 +220,8 @@ def test_two_releases_do_not_meet(objects: Objects) -> None:
 
 def test_notes_say_what_next(render: Callable[..., dict[str, str]]) -> None:
     notes = render({"watchNamespace": "team-a"})["NOTES.txt"]
-    commands = re.findall(r"^  (kubectl .*)$", notes, re.MULTILINE)
-    assert [command.split()[1] for command in commands] == ["apply", "wait", "get"]
+    commands = re.findall(r"^  ((?:kubectl|inferengine) .*)$", notes, re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["apply", "wait", "connect"]
     assert all("--namespace team-a" in command for command in commands)
     assert "will delete every InferenceDeployment" not in notes
     assert "will delete every InferenceDeployment" in render({"crds": {"keep": False}})["NOTES.txt"]

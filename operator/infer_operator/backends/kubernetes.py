@@ -69,6 +69,8 @@ class KubernetesBackend:
         self._store_url = ""
         self._stored: DesiredState | None = None
         self._tenants: Tenants | None = None
+        self.learned_endpoints = False
+        """A Service was written just now: what it tells, such as its node port, is not in Secrets and status yet"""
         self._handouts = handouts.Handouts(cluster, key, resource)
         self._copies = copies.Copies(cluster, key, resource)
 
@@ -278,6 +280,7 @@ class KubernetesBackend:
                 meta = wanted["metadata"]
                 raise RefusedError(f"{kind.name} {meta['namespace']}/{meta['name']}: {error.message}") from error
             raise
+        self.learned_endpoints |= kind.name == "Service" and applied["spec"].get("type") != "ClusterIP"
         self._note_gaps(name, applied, wanted)
 
     async def _create_object(self, kind: Kind, wanted: Object) -> Object:

@@ -89,6 +89,13 @@ def test_the_clusters_own_roles_see_and_change_resources(objects: Objects) -> No
         assert not {item["metadata"]["name"] for item in objects(values)} & set(FOR_PEOPLE)
 
 
+def test_a_second_release_for_a_namespace_makes_nothing_of_the_clusters(objects: Objects) -> None:
+    made = objects({"watchNamespace": "team-b", "crds": {"enabled": False}})
+    assert {namespace for _, namespace in kinds(made)} == {"inferengine-system", "team-b"}
+    elsewhere = objects({"crds": {"enabled": False}})
+    assert one(elsewhere, "ClusterRole", FOR_PEOPLE[0])
+
+
 def test_several_operators_are_kept_apart(objects: Objects) -> None:
     assert "PodDisruptionBudget" not in {kind for kind, _ in kinds(objects())}
     made = objects({"replicas": 2})

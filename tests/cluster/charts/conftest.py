@@ -165,6 +165,15 @@ class Release:
         listed = json.loads(self._kubectl("get", kinds, "-n", self.namespace, "-l", labels, "--output=json"))
         return {(item["kind"], item["metadata"]["name"]): item["metadata"]["uid"] for item in listed["items"]}
 
+    def pods(self, name: str) -> set[str]:
+        """uids"""
+        listed = json.loads(
+            self._kubectl(
+                "get", "pods", "-n", self.namespace, "-l", f"inferengine.dev/deployment={name}", "--output=json"
+            )
+        )
+        return {item["metadata"]["uid"] for item in listed["items"]}
+
     def apply(self, name: str, spec: Manifest) -> None:
         manifest = {
             "apiVersion": "inferengine.dev/v1alpha1",

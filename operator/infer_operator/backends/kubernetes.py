@@ -213,7 +213,10 @@ class KubernetesBackend:
 
     async def _save_tenants(self, records: tuple[TenantRecord, ...]) -> None:
         assert self._tenants is not None
-        given = {record.name: Given(uid=record.uid, port=record.port) for record in records}
+        given = {
+            record.name: Given(uid=record.uid, port=record.port, own_keys=not record.client_public_key)
+            for record in records
+        }
         if given != {name: self._ledger.given.get(name) for name in given}:
             await self._save_ledger(replace(self._ledger, given={**self._ledger.given, **given}))
         refusals = []

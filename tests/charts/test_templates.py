@@ -12,7 +12,8 @@ import yaml
 
 from infer_operator.builders.networkpolicy import OPERATOR_LABELS
 from infer_operator.kube import CHILDREN, LEASE, OPTIONAL, RESOURCE
-from infer_operator.main import LEASE_NAME, parse
+from infer_operator.main import LEASE_NAME
+from infer_operator.options import parse
 
 REPOSITORY = Path(__file__).parents[2]
 MANIFESTS = REPOSITORY / "manifests"

@@ -69,7 +69,7 @@ def platform(release: Any, kubectl: Kubectl, images: dict[str, str]) -> Any:
     named = {name: image.rpartition(":") for name, image in images.items()}
     operator, engine = ({"repository": named[name][0], "tag": named[name][2]} for name in ("operator", "engine"))
     nothing: Manifest = {"python": "python", "extraEnv": [], "extraVolumes": [], "extraVolumeMounts": []}
-    release.install(image=operator, engineImage=engine, **nothing)
+    release.install(image=operator, engineImage=engine, crds={"enabled": False}, **nothing)
     return release
 
 

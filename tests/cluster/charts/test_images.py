@@ -42,7 +42,7 @@ with Client(**{name: os.environ[key] for name, key in fields.items()}, connect_t
     while wanted:  # goes on until it got what is wanted, in this order
         try:
             usage = client.generate("The capital of France is", max_tokens=8, temperature=0).usage
-            got = {"code": "served", "tokens": usage.prompt_tokens + usage.completion_tokens}
+            got = {"code": "served", "tokens": usage.prompt_tokens + usage.output_tokens}
         except InferError as error:
             got = {"code": error.code}
         print(json.dumps(got), flush=True)

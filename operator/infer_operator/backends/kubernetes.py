@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import assert_never
 
 import msgspec
@@ -203,17 +202,14 @@ class KubernetesBackend:
     async def health(self, key: Key) -> Health:
         found = self._objects.child(DEPLOYMENT, m.server_name(self._resource))
         owned = found if found is not None and is_owned(found, self._resource.uid) else None
-        health = conditions.health(self._resource, owned, self.pods.all(), self.pods.all(m.STORE))
-        return replace(health, reports=await self._reports())
+        pods, reports = self.pods.all(), await self._reports()
+        return conditions.health(self._resource, owned, pods, self.pods.all(m.STORE), reports)
 
     async def _reports(self) -> Reports | None:
-        ready = [pod["metadata"]["name"] for pod in self.pods.ready()]
-        if not ready:
-            return {}
         if self._documents is None:
             return None
         try:
-            return await self._documents.reports(ready)
+            return await self._documents.reports([pod["metadata"]["name"] for pod in self.pods.all()])
         except StoreUnavailableError:
             return None
 

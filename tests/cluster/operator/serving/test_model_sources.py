@@ -55,7 +55,7 @@ def models() -> Iterator[Path]:
     LlamaForCausalLM(config).save_pretrained(directory)
     for path in (folder, directory, *directory.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    yield folder
+    yield folder  # mounted as a Directory, or a container that starts at the very end would make it anew
     shutil.rmtree(folder)
 
 
@@ -83,7 +83,7 @@ async def serve_files(home: Any, fragment: Object, folder: Path) -> None:
         "terminationGracePeriodSeconds": 1,
         "nodeSelector": fragment["nodeSelector"],
         "containers": [container],
-        "volumes": [*fragment["volumes"], {"name": "folder", "hostPath": {"path": str(folder)}}],
+        "volumes": [*fragment["volumes"], {"name": "folder", "hostPath": {"path": str(folder), "type": "Directory"}}],
     }
     meta = {"name": "models", "namespace": home.namespace, "labels": labels}
     await home.kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}, POD)
@@ -99,7 +99,7 @@ async def claim(home: Any, models: Path) -> AsyncIterator[str]:
         "accessModes": ["ReadOnlyMany"],
         "capacity": size,
         "claimRef": {"namespace": home.namespace, "name": "models"},
-        "hostPath": {"path": str(models)},
+        "hostPath": {"path": str(models), "type": "Directory"},
         "persistentVolumeReclaimPolicy": "Retain",
     }
     wanted = {"accessModes": ["ReadOnlyMany"], "resources": {"requests": size}, "storageClassName": ""}

@@ -29,7 +29,7 @@ make_builder() {
   for file in "$PRODUCT"/downloads/*.deb; do dpkg-deb -x "$file" "$PRODUCT/unpacked"; done
   : >"$PRODUCT/empty.conf"
   echo '{"default": [{"type": "insecureAcceptAnything"}]}' >"$PRODUCT/policy.json"
-  SOURCE_DATE_EPOCH=0 "$PRODUCT/unpacked/usr/bin/mmdebstrap" --quiet --mode=root --variant=minbase --include=$BASE_PACKAGES \
+  PATH="$PRODUCT/unpacked/usr/bin:$PATH" SOURCE_DATE_EPOCH=0 mmdebstrap --quiet --mode=root --variant=minbase --include=$BASE_PACKAGES \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' "$suite" "$PRODUCT/base.tar" "${sources[@]}"
   printf 'FROM scratch\nADD base.tar /\n' >"$PRODUCT/Containerfile"

@@ -86,6 +86,11 @@ class RadixCache:
             self.lock(handle)
         return MatchResult(num_tokens, slots, handle)
 
+    def num_matched(self, key: RadixKey) -> int:
+        """How many tokens `match_prefix` would find, without a handle or slots: a fraction of its cost."""
+        root = self._roots.get(key.namespace)
+        return 0 if root is None else find_prefix(root, key.data)[1]
+
     def insert(self, key: RadixKey, slots: Sequence[int]) -> InsertResult:
         """Make `key` known, with its K/V in `slots`, and count it as used.
 

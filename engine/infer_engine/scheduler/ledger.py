@@ -61,6 +61,10 @@ class SlotLedger:
         """Slots of the first tokens; a view that is valid until the sequence is shared or released."""
         return self._table[sequence.row, :num_tokens]
 
+    def num_matched(self, sequence: Sequence) -> int:
+        """Leading tokens of a request that waits which `admit` would find in the cache now."""
+        return self._cache.num_matched(self._key(sequence, sequence.num_tokens - 1)) if self._use_cache else 0
+
     def admit(self, sequence: Sequence, num_reserved: int) -> bool:
         """Pin the cached prefix and give a row, if all known tokens fit beside `num_reserved` slots promised to others.
 

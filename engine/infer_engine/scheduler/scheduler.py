@@ -1,15 +1,16 @@
 """Which sequences compute what in each step, and what becomes of them afterwards.
 
 In: requests (`add`, `cancel`, from any thread) and, per step, what was sampled. Out: a `ScheduledBatch` to compute and the
-events to deliver. All else is called by the step loop alone, so nothing here takes a lock but the waiting queue.
+events to deliver. All else is called by the step loop alone, so nothing here takes a lock.
 
-    schedule   end what was cancelled or is overdue; decodes first, then prefill chunks, then admissions
+    schedule   end what was cancelled or is overdue; decodes first, then prefill chunks, then admissions in the policy's order
     update     append tokens, share prompts, end what is done
     abort      the model failed: end every sequence of the batch, give all slots back
 
-Shortage: a sequence that gets no slot first retracts younger ones that are not yet in the step's batch (their prefix stays
-in the cache, they wait at the front). One that is the youngest sits the step out: older ones still move, so the batch
-is not empty. One that is alone and gets nothing can never go on, and ends with `out_of_kv_slots`.
+Shortage: a sequence that gets no slot first retracts others that are not yet in the step's batch, of the tenant that was served
+most the youngest (their prefix stays in the cache, they wait at the front of their line). One whose own turn it is sits the
+step out: those before it still move, so the batch is not empty. One that is alone and gets nothing can never go on, and ends
+with `out_of_kv_slots`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from infer_engine.errors import InferEngineError
 from infer_engine.request import Event, FinishedEvent, FinishReason
 from infer_engine.scheduler.admission import WaitingQueue
 from infer_engine.scheduler.batch import ScheduledBatch, Work, build_batch
+from infer_engine.scheduler.fairness import DEFAULT_POLICY, OUTPUT_COST, PROMPT_COST, make_policy
 from infer_engine.scheduler.integrity import check_running
 from infer_engine.scheduler.ledger import SlotLedger
 from infer_engine.scheduler.sequence import Sequence
@@ -47,6 +49,7 @@ class Scheduler:
         prefill_budget: int,
         use_cache: bool,
         stats: StatsRecorder,
+        policy: str = DEFAULT_POLICY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
@@ -58,7 +61,9 @@ class Scheduler:
         self._use_cache = use_cache
         self._stats = stats
         self._clock = clock
-        self._waiting = WaitingQueue()
+        self._weights: dict[str, float] = {}
+        self._policy = make_policy(policy, lambda tenant: self._weights.get(tenant, 1.0))
+        self._waiting = WaitingQueue(self._policy, self._ledger.num_matched)
         self._running: list[Sequence] = []  # oldest admission first
         self._cancelled: set[int] = set()
         self._cancelled_mutex = threading.Lock()
@@ -73,6 +78,10 @@ class Scheduler:
         """Takes effect at the next step; an unknown or finished request is left alone."""
         with self._cancelled_mutex:
             self._cancelled.add(request_id)
+
+    def set_weight(self, tenant: str, weight: float) -> None:
+        """Of its share in what is computed; 1 for a tenant that has none. Above 0."""
+        self._weights[tenant] = weight
 
     @property
     def has_work(self) -> bool:
@@ -94,6 +103,7 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch | None:
         """The step's work, or None if there is nothing to compute."""
+        self._waiting.line_up(self._running)
         self._end_cancelled_and_overdue()
         works: list[Work] = []
         num_retracted = self._schedule_decodes(works)
@@ -122,6 +132,7 @@ class Scheduler:
                 else:
                     itl_s.append(now - sequence.last_token_at)
                 sequence.last_token_at = now
+                self._policy.charge(sequence.tenant, OUTPUT_COST)
                 self._append(sequence, token)
         self._stats.record_tokens(ttft_s, itl_s)
 
@@ -133,13 +144,14 @@ class Scheduler:
         """Between steps: end every request, running or waiting."""
         for sequence in list(self._running):
             self._end_running(sequence, reason, error, keep=True)
-        for sequence in self._waiting.snapshot():
-            self._waiting.remove(sequence.request_id)
+        self._waiting.line_up(())
+        for sequence in self._waiting:
+            self._waiting.remove(sequence)
             self._end(sequence, reason, error)
 
     def drop_namespace(self, namespace: str) -> None:
         # Those that wait, too: one that was preempted would fill the new namespace of that name with what it had in the old
-        self._ledger.drop_namespace(namespace, [*self._running, *self._waiting.snapshot()])
+        self._ledger.drop_namespace(namespace, [*self._running, *self._waiting])
 
     def take_events(self) -> list[tuple[Sequence, Event]]:
         """What is to be delivered, in order; each event is handed out once."""
@@ -170,7 +182,7 @@ class Scheduler:
         with self._cancelled_mutex:
             cancelled, self._cancelled = self._cancelled, set()
         now = self._clock()
-        for sequence in [*self._running, *self._waiting.snapshot()]:
+        for sequence in [*self._running, *self._waiting]:
             reason: FinishReason
             if sequence.request_id in cancelled:
                 reason = "cancelled"
@@ -178,10 +190,10 @@ class Scheduler:
                 reason = "deadline"
             else:
                 continue
-            if self._waiting.remove(sequence.request_id) is None:
-                self._end_running(sequence, reason, None, keep=True)
-            else:
+            if self._waiting.remove(sequence):
                 self._end(sequence, reason, None)
+            else:
+                self._end_running(sequence, reason, None, keep=True)
 
     def _schedule_decodes(self, works: list[Work]) -> int:
         """One token of every sequence whose prefill is done, oldest first; how many sequences were retracted for it."""
@@ -206,7 +218,7 @@ class Scheduler:
         """Add the sequence to the step with as many of the wanted tokens as there are slots; how many were retracted."""
         num_retracted = 0
         while (num_given := self._ledger.grow(sequence, num_wanted)) == 0:
-            victim = self._youngest_not_in(works)
+            victim = self._victim(works)
             if victim is not sequence:
                 self._retract(victim)
                 num_retracted += 1
@@ -218,15 +230,17 @@ class Scheduler:
         works.append(Work(sequence, num_given, self._ledger.context(sequence, sequence.num_slots)))
         return num_retracted
 
-    def _youngest_not_in(self, works: list[Work]) -> Sequence:
+    def _victim(self, works: list[Work]) -> Sequence:
         scheduled = {work.sequence.request_id for work in works}
-        return next(sequence for sequence in reversed(self._running) if sequence.request_id not in scheduled)
+        others = [sequence for sequence in self._running if sequence.request_id not in scheduled]
+        tenant = self._policy.most_served({sequence.tenant for sequence in others})
+        return next(one for one in reversed(others) if tenant is None or one.tenant == tenant)
 
     def _retract(self, sequence: Sequence) -> None:
         """Preempt: its computed prefix stays in the cache, its output is kept, and it is the next to be admitted."""
         self._running.remove(sequence)
         self._ledger.release(sequence, keep=True)
-        self._waiting.push_front(sequence)
+        self._waiting.put_back(sequence)
         self._stats.record_preemption()
 
     def _admit_waiting(self, works: list[Work], budget: int) -> None:
@@ -241,11 +255,11 @@ class Scheduler:
                 return
             if not self._ledger.admit(sequence, num_reserved if self._running else 0):
                 if not self._running:  # the whole pool is free or evictable, and still too small
-                    self._waiting.remove(sequence.request_id)
+                    self._waiting.remove(sequence)
                     self._end(sequence, "error", self._out_of_slots(sequence))
                     continue
                 return
-            self._waiting.remove(sequence.request_id)
+            self._waiting.remove(sequence)
             self._running.append(sequence)
             self._record_admission(sequence)
             num_pending = sequence.num_pending
@@ -259,6 +273,7 @@ class Scheduler:
             return  # it comes back from a preemption
         sequence.admitted_at = self._clock()
         sequence.num_cached_tokens = sequence.num_computed
+        self._policy.charge(sequence.tenant, PROMPT_COST * (sequence.num_prompt_tokens - sequence.num_computed))
         self._stats.record_admitted(sequence.admitted_at - sequence.submitted_at)
         if self._use_cache:
             self._stats.record_lookup(sequence.num_computed, sequence.num_prompt_tokens - sequence.num_computed)
@@ -282,6 +297,7 @@ class Scheduler:
 
     def _end_running(self, sequence: Sequence, reason: FinishReason, error: Exception | None, *, keep: bool) -> None:
         self._running.remove(sequence)
+        self._policy.charge(sequence.tenant, -PROMPT_COST * (sequence.num_prompt_tokens - sequence.num_prompt_done))
         self._ledger.release(sequence, keep=keep)
         self._end(sequence, reason, error)
 

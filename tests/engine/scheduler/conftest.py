@@ -15,6 +15,7 @@ from infer_engine.memory.allocator import SlotAllocator
 from infer_engine.memory.kv_pool import KVPool
 from infer_engine.model.sampler import SampledToken, Sampler
 from infer_engine.request import FinishedEvent, SamplingParams, TokensEvent
+from infer_engine.scheduler.fairness import DEFAULT_POLICY
 from infer_engine.scheduler.intake import Intake
 from infer_engine.scheduler.scheduler import Scheduler
 from infer_engine.stats import StatsRecorder
@@ -32,6 +33,7 @@ class Stepper:
         prefill_budget: int = 64,
         max_model_len: int = 512,
         use_cache: bool = True,
+        policy: str = DEFAULT_POLICY,
     ) -> None:
         self.model = model
         self.now = 1000.0
@@ -46,6 +48,7 @@ class Stepper:
             prefill_budget=prefill_budget,
             use_cache=use_cache,
             stats=self.stats,
+            policy=policy,
             clock=lambda: self.now,
         )
         self.intake = Intake(model.info, None, self.sampler, max_model_len, num_slots, default_max_tokens=8)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infer_engine.cache import RadixCache, RadixKey
-    from infer_engine.config import EngineConfig
+    from infer_engine.config import EngineConfig, Share
     from infer_engine.engine import InferenceEngine
     from infer_engine.errors import (
         ConfigError,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "infer_engine.cache": ("RadixCache", "RadixKey"),
-    "infer_engine.config": ("EngineConfig",),
+    "infer_engine.config": ("EngineConfig", "Share"),
     "infer_engine.engine": ("InferenceEngine",),
     "infer_engine.errors": (
         "ConfigError",
@@ -93,6 +93,7 @@ __all__ = [
     "RetryableError",
     "SamplingParams",
     "SequenceCache",
+    "Share",
     "StaleHandle",
     "TenantCacheUsage",
     "TokenLogprob",

@@ -20,7 +20,7 @@ from typing import Self
 from infer_engine.cache import RadixCache
 from infer_engine.calls import Calls, Options, Prompt
 from infer_engine.compute import Compute, model_failure
-from infer_engine.config import EngineConfig
+from infer_engine.config import EngineConfig, Share
 from infer_engine.errors import ConfigError, EngineClosedError, InferEngineError, QueueFullError, RejectedError
 from infer_engine.loop import StepLoop
 from infer_engine.memory.allocator import SlotAllocator
@@ -306,6 +306,10 @@ class InferenceEngine:
 
         self._loop.call(drop)
 
+    def set_share(self, tenant: str, share: Share) -> None:
+        """What a tenant may have of the pool and of the computing, from the next step on. Nobody's default is `Share()`."""
+        self._loop.call(lambda: self._scheduler.set_share(tenant, share))
+
     def check_integrity(self) -> None:
         """Between two steps: raises AssertionError if a slot is lost or owned twice. For tests; it walks everything."""
         self._loop.call(self._scheduler.check_integrity)
@@ -352,6 +356,7 @@ def _new_scheduler(
         prefill_budget=config.chunked_prefill_tokens,
         use_cache=config.prefix_cache,
         stats=stats,
+        policy=config.scheduling_policy,
         clock=clock,
     )
 

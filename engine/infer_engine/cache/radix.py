@@ -26,9 +26,10 @@ from array import array
 from collections.abc import Sequence
 
 from infer_engine.cache.eviction import make_policy
-from infer_engine.cache.integrity import MAX_REMEMBERED_COUNTERS, check_integrity
+from infer_engine.cache.integrity import check_integrity
 from infer_engine.cache.node import EVICTED, TOKEN_BYTES, Node, Root
 from infer_engine.cache.prefix import Handle, InsertResult, MatchResult, NamespaceUsage, RadixKey
+from infer_engine.cache.shares import EvictionCause, ShareGroup, Shares
 from infer_engine.cache.walk import find_prefix, gather_slots, resolve
 from infer_engine.errors import RejectedError, StaleHandle
 
@@ -36,18 +37,19 @@ __all__ = ["Handle", "InsertResult", "MatchResult", "NamespaceUsage", "RadixCach
 
 
 class RadixCache:
-    """One radix tree per namespace, one order of eviction over all of them. Token-granular.
+    """One radix tree per namespace, one order of eviction per share group (one in all, unless keys name some). Token-granular.
 
-    A locked prefix is never evicted. "Use" is an unlock or an insert, also of an existing key; a match is none. Eviction takes
-    the tokens whose last use is longest ago, of one path the deepest first: exact LRU, in O(1) per leaf.
+    A locked prefix is never evicted. "Use" is an unlock or an insert, also of an existing key; a match is none. Eviction takes,
+    of the group that has to pay (shares.py), the tokens whose last use is longest ago, of one path the deepest first: exact
+    LRU, in O(1) per leaf.
     """
 
     def __init__(self, policy: str = "lru") -> None:
         """Raises ConfigError for an unknown policy."""
-        self._order = make_policy(policy)
+        make_policy(policy)
+        self.shares = Shares(lambda: make_policy(policy))
         self._roots: dict[str, Root] = {}
         self._dropped_roots: set[Root] = set()  # still locked somewhere
-        self._evicted_before: dict[str, int] = {}  # num_evicted_tokens of namespaces without a root, oldest first
         self._num_tokens = 0
         self._num_protected_tokens = 0
         self._num_nodes = 0
@@ -78,7 +80,7 @@ class RadixCache:
         """
         root = self._roots.get(key.namespace)
         if root is None:
-            root = Root(key.namespace, self._order)  # known to this handle only
+            root = Root(key.namespace, self.shares[key.group])  # known to this handle only
         node, num_tokens = find_prefix(root, key.data)
         handle = Handle(self, node, num_tokens)
         slots = gather_slots(node, num_tokens)
@@ -109,8 +111,8 @@ class RadixCache:
         root = self._roots.get(key.namespace)
         if root is None:
             if not data:
-                return InsertResult(0, Handle(self, Root(key.namespace, self._order), 0))
-            root = self._make_root(key.namespace)
+                return InsertResult(0, Handle(self, Root(key.namespace, self.shares[key.group]), 0))
+            root = self._make_root(key.namespace, key.group)
         node, num_existing = find_prefix(root, data)
         if num_existing < node.end_idx:
             node = self._split(node, num_existing - node.start_idx)
@@ -156,6 +158,7 @@ class RadixCache:
             node = node.parent
         root.lock_ref += 1
         root.num_protected_tokens += num_locked
+        root.group.num_protected_tokens += num_locked
         self._num_protected_tokens += num_locked
 
     def unlock(self, handle: Handle) -> array[int]:
@@ -182,19 +185,32 @@ class RadixCache:
             node = node.parent
         root.lock_ref -= 1
         root.num_protected_tokens -= num_unlocked
+        root.group.num_protected_tokens -= num_unlocked
         self._num_protected_tokens -= num_unlocked
         if not root.children:
             self._retire_if_empty(root)
         return array("i")
 
-    def evict(self, num_tokens: int) -> array[int]:
-        """Give back the slots of the `num_tokens` tokens used longest ago, or of all that can be evicted if they are fewer.
+    def evict(self, num_tokens: int, group: str = "") -> array[int]:
+        """Give back the slots of `num_tokens` tokens, or of all that can be evicted for `group` if they are fewer.
 
-        Whole leaves go, one after the other; the last is trimmed from its end, so exactly as many are freed as asked. Asking
-        for one token at a time copies a long leaf each time: ask for a batch.
+        The groups pay in turn, as shares.py says, each with the tokens that it used longest ago: whole leaves, one after the
+        other, the last of a turn trimmed from its end, so exactly as many are freed as asked. Asking for one token at a time
+        copies a long leaf each time: ask for a batch.
         """
         freed = array("i")
-        order = self._order
+        while (num_missing := num_tokens - len(freed)) > 0:
+            turn = self.shares.next_turn(num_missing, group)
+            if turn is None:
+                break
+            freed += self.evict_from(turn.group, turn.num_tokens, "pressure")
+            turn.group.note_taken(turn.num_tokens, group)
+        return freed
+
+    def evict_from(self, group: ShareGroup, num_tokens: int, cause: EvictionCause) -> array[int]:
+        """`evict` from one group, whatever its share."""
+        freed = array("i")
+        order = group.order
         num_missing = num_tokens
         while num_missing > 0:
             leaf = order.victim()
@@ -212,10 +228,11 @@ class RadixCache:
             del siblings[leaf.key[:TOKEN_BYTES]]
             root = leaf.root
             root.num_tokens -= num_leaf
-            root.num_evicted_tokens += num_leaf
             self._num_nodes -= 1
             if not siblings and not root.children:
                 self._retire_if_empty(root)
+        group.num_tokens -= len(freed)
+        group.num_evicted[cause] += len(freed)
         self._num_tokens -= len(freed)
         return freed
 
@@ -243,21 +260,19 @@ class RadixCache:
             # Also breaks the cycles parent-child, so that memory goes without the garbage collector.
             node.children = {child.key[:TOKEN_BYTES]: child for child in children if child.lock_ref > 0}
         root.num_tokens -= len(freed)
+        root.group.num_tokens -= len(freed)
         self._num_tokens -= len(freed)
-        self._remember_counter(root)
         if root.lock_ref > 0:
             self._dropped_roots.add(root)
         return freed
 
     def usage(self) -> dict[str, NamespaceUsage]:
-        """Per namespace: those with tokens or locks, and the last 1024 emptied ones that had evictions."""
-        usage = {name: NamespaceUsage(0, 0, count) for name, count in self._evicted_before.items()}
+        """Per namespace that has tokens or locks."""
+        usage: dict[str, NamespaceUsage] = {}
         for root in (*self._roots.values(), *self._dropped_roots):
-            before = usage.get(root.namespace, NamespaceUsage(0, 0, 0))
+            before = usage.get(root.namespace, NamespaceUsage(0, 0))
             usage[root.namespace] = NamespaceUsage(
-                before.num_tokens + root.num_tokens,
-                before.num_protected_tokens + root.num_protected_tokens,
-                before.num_evicted_tokens + (0 if root.is_dropped else root.num_evicted_tokens),
+                before.num_tokens + root.num_tokens, before.num_protected_tokens + root.num_protected_tokens
             )
         return usage
 
@@ -280,15 +295,14 @@ class RadixCache:
         """The node that ends exactly where the prefix does; splits one to get it. Without tokens, the namespace's root."""
         if handle._num_tokens == 0:
             namespace = handle.namespace
-            return self._roots.get(namespace) or self._make_root(namespace)
+            return self._roots.get(namespace) or self._make_root(namespace, handle._node.root.group.name)
         node = self._find(handle)
         if handle._num_tokens < node.end_idx:
             return self._split(node, handle._num_tokens - node.start_idx)
         return node
 
-    def _make_root(self, namespace: str) -> Root:
-        root = Root(namespace, self._order, self._evicted_before.pop(namespace, 0))
-        self._roots[namespace] = root
+    def _make_root(self, namespace: str, group_name: str) -> Root:
+        root = self._roots[namespace] = Root(namespace, self.shares[group_name])
         return root
 
     def _split(self, lower: Node, num_upper: int) -> Node:
@@ -321,6 +335,7 @@ class RadixCache:
             self._num_nodes += 1
             node = child
         root.num_tokens += len(slots)
+        root.group.num_tokens += len(slots)
         self._num_tokens += len(slots)
         return node
 
@@ -343,24 +358,19 @@ class RadixCache:
                 self._num_nodes -= 1
             node = parent
         root.lock_ref -= 1
-        if root.lock_ref == 0:
-            self._dropped_roots.discard(root)
         root.num_tokens -= len(freed)
         root.num_protected_tokens -= len(freed)
+        root.group.num_tokens -= len(freed)
+        root.group.num_protected_tokens -= len(freed)
         self._num_tokens -= len(freed)
         self._num_protected_tokens -= len(freed)
+        if root.lock_ref == 0:
+            self._dropped_roots.discard(root)
         return freed
 
     def _retire_if_empty(self, root: Root) -> None:
         if not root.children and root.lock_ref == 0:  # keeps I5
             del self._roots[root.namespace]
-            self._remember_counter(root)
-
-    def _remember_counter(self, root: Root) -> None:
-        if root.num_evicted_tokens:
-            self._evicted_before[root.namespace] = root.num_evicted_tokens
-            if len(self._evicted_before) > MAX_REMEMBERED_COUNTERS:  # keeps I8
-                del self._evicted_before[next(iter(self._evicted_before))]
 
 
 def _stale(handle: Handle) -> StaleHandle:

@@ -26,6 +26,7 @@ class WaitingQueue:
         self._lines: dict[str, Line] = {}  # none of them is empty
         self._num_in_lines = 0
         self._next: Sequence | None = None  # chosen, not admitted yet
+        self._passed_over: set[str] = set()  # tenants whose requests can't be admitted in this step
 
     def __len__(self) -> int:
         return len(self._arrivals) + self._num_in_lines
@@ -38,7 +39,8 @@ class WaitingQueue:
         self._arrivals.append(sequence)
 
     def line_up(self, running: Collection[Sequence]) -> None:
-        """Take the arrivals into their lines. `running`: who runs now."""
+        """A step begins: take the arrivals into their lines. `running`: who runs now."""
+        self._passed_over.clear()
         if not self._arrivals:
             return
         busy = {sequence.tenant for sequence in running}
@@ -54,13 +56,23 @@ class WaitingQueue:
         """A preempted one, to the front of its tenant's line: it was admitted before all that wait there."""
         self._line(sequence.tenant).put_back(sequence)
         self._num_in_lines += 1
-        self._next = None
+        if self._next is not None and self._next.tenant == sequence.tenant:
+            self._next = None
 
     def peek(self) -> Sequence | None:
-        """The next to admit. One that does not fit yet keeps its turn, until another is put back."""
-        if self._next is None and self._lines:
-            self._next = self._policy.choose(self._lines, self._num_matched)
+        """The next to admit. One that does not fit yet keeps its turn, until another of its tenant is put back."""
+        if self._next is None:
+            lines = self._lines
+            if self._passed_over:
+                lines = {tenant: line for tenant, line in lines.items() if tenant not in self._passed_over}
+            if lines:
+                self._next = self._policy.choose(lines, self._num_matched)
         return self._next
+
+    def pass_over(self, sequence: Sequence) -> None:
+        """Its tenant can't have it now, which is no reason for others to wait: choose among theirs until the next step."""
+        self._passed_over.add(sequence.tenant)
+        self._next = None
 
     def remove(self, sequence: Sequence) -> bool:
         """Take it out of its line, admitted or ended; whether it stood there."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from infer_engine.errors import ConfigError
+from infer_engine.config import SchedulingPolicy
 from infer_engine.scheduler.lines import Line
 from infer_engine.scheduler.sequence import Sequence
 
@@ -28,7 +28,6 @@ PROMPT_COST = 1.0
 OUTPUT_COST = 2.0
 """An output token takes a step of its own, in which the whole of the weights is read."""
 
-DEFAULT_POLICY = "dlpm"
 QUANTUM = 2000.0
 """Cost that a tenant of weight 1 may run up in its turn: larger gives more hits, smaller a tighter bound."""
 
@@ -183,7 +182,7 @@ def _longest(lines: Collection[Line], matched: Matched) -> Sequence:
     return max(candidates, key=lambda candidate: (matched(candidate), -_age(candidate)))
 
 
-POLICIES: dict[str, Callable[[Callable[[str], float]], AdmissionPolicy]] = {
+POLICIES: dict[SchedulingPolicy, Callable[[Callable[[str], float]], AdmissionPolicy]] = {
     "dlpm": DeficitLongestPrefix,
     "fcfs": lambda weight: FirstCome(),
     "lpm": lambda weight: LongestPrefix(),
@@ -191,8 +190,6 @@ POLICIES: dict[str, Callable[[Callable[[str], float]], AdmissionPolicy]] = {
 }
 
 
-def make_policy(name: str, weight: Callable[[str], float]) -> AdmissionPolicy:
-    """`weight` of a tenant, above 0. Raises ConfigError for a name that is not in POLICIES."""
-    if name not in POLICIES:
-        raise ConfigError(f"scheduling_policy: got {name!r}; must be one of {', '.join(sorted(POLICIES))}")
+def make_policy(name: SchedulingPolicy, weight: Callable[[str], float]) -> AdmissionPolicy:
+    """`weight` of a tenant, above 0."""
     return POLICIES[name](weight)

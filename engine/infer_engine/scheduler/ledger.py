@@ -19,18 +19,28 @@ Invariants, checked by `scheduler/integrity.py`:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from enum import Enum, auto
 
 import numpy as np
 import numpy.typing as npt
 
 from infer_engine.cache import RadixCache, RadixKey
+from infer_engine.cache.shares import ShareGroup
 from infer_engine.memory.allocator import SlotAllocator
-from infer_engine.scheduler.accounts import TenantAccounts
 from infer_engine.scheduler.sequence import NO_ROW, Sequence
 
 EVICTION_BATCH = 256
 """Slots evicted at once where a step needs fewer: trimming a long leaf token by token would copy it each time."""
+
+
+class Verdict(Enum):
+    """What became of a request that wanted to be admitted."""
+
+    ADMITTED = auto()
+    POOL_FULL = auto()
+    SHARE_FULL = auto()
+    """Its tenant may hold no more; others may."""
 
 
 class SlotLedger:
@@ -45,13 +55,13 @@ class SlotLedger:
         self._table = np.zeros((max_sequences, max_tokens), dtype=np.int32)
         self._free_rows = list(range(max_sequences - 1, -1, -1))
         self._eviction_batch = min(EVICTION_BATCH, allocator.num_slots // 32)
-        self.accounts = TenantAccounts()
-        self.num_evicted_tokens = 0
 
-    @property
-    def num_available(self) -> int:
-        """Slots that `grow` can obtain: free ones and those that may be evicted."""
-        return self._allocator.num_free + self._cache.num_evictable_tokens
+    def group(self, sequence: Sequence) -> ShareGroup:
+        return self._cache.shares[sequence.tenant]
+
+    def num_obtainable(self, tenant: str) -> int:
+        """Slots that the pool has for it: free ones and those that may be evicted for it."""
+        return self._allocator.num_free + self._cache.shares.num_payable(tenant)
 
     @property
     def num_free_rows(self) -> int:
@@ -65,48 +75,68 @@ class SlotLedger:
         """Leading tokens of a request that waits which `admit` would find in the cache now."""
         return self._cache.num_matched(self._key(sequence, sequence.num_tokens - 1)) if self._use_cache else 0
 
-    def admit(self, sequence: Sequence, num_reserved: int) -> bool:
-        """Pin the cached prefix and give a row, if all known tokens fit beside `num_reserved` slots promised to others.
+    def admit(self, sequence: Sequence, promised: Mapping[str, int]) -> Verdict:
+        """Pin the cached prefix and give a row, if all known tokens fit beside the slots promised to running requests.
 
-        At most all but the last known token come from the cache: that one is computed, for its logits.
+        promised: per tenant. At most all but the last known token come from the cache: that one is computed, for its logits.
         """
+        handle, num_matched = None, 0
         if self._use_cache:
-            match = self._cache.match_prefix(self._key(sequence, sequence.num_tokens - 1))
-            self._cache.lock(match.handle)  # keeps L2, and takes the prefix out of num_available
-            num_matched = match.num_tokens
-            if sequence.num_tokens - num_matched + num_reserved > self.num_available:
-                self._free(self._cache.unlock(match.handle))
-                return False
-            sequence.handle = match.handle
-        elif sequence.num_tokens + num_reserved > self.num_available:
-            return False
-        else:
-            num_matched = 0
+            match = self._cache.match_prefix(self._key(sequence, sequence.num_tokens - 1), lock=True)  # keeps L2
+            handle, num_matched = match.handle, match.num_tokens
+        verdict = self._verdict(sequence.tenant, sequence.num_tokens - num_matched, promised)
+        if verdict is not Verdict.ADMITTED:
+            if handle is not None:
+                self._free(self._cache.unlock(handle))
+            return verdict
+        group = self.group(sequence)
+        sequence.handle = handle
         sequence.row = self._free_rows.pop()
         if num_matched:
             self._table[sequence.row, :num_matched] = _as_numpy(match.slots)
         sequence.num_tree_tokens = sequence.num_computed = sequence.num_slots = num_matched
         sequence.prefill_end = sequence.num_tokens
+        sequence.may_share = sequence.may_share and group.share.insert
         if sequence.admitted_at is None and self._use_cache:
-            account = self.accounts[sequence.tenant]
-            account.lookup += sequence.num_prompt_tokens
-            account.hit += num_matched
-        self.accounts.learn(sequence.namespace, sequence.tenant)
-        return True
+            group.num_looked_up_tokens += sequence.num_prompt_tokens
+            group.num_hit_tokens += num_matched
+        return verdict
+
+    def _verdict(self, tenant: str, num_wanted: int, promised: Mapping[str, int]) -> Verdict:
+        group = self._cache.shares[tenant]
+        room = group.num_room
+        if room is not None and num_wanted + promised.get(tenant, 0) > room:
+            return Verdict.SHARE_FULL
+        if num_wanted + sum(promised.values()) > self.num_obtainable(tenant):
+            return Verdict.POOL_FULL
+        return Verdict.ADMITTED
+
+    def num_missing(self, sequence: Sequence, promised: Mapping[str, int]) -> int:
+        """Slots that the pool lacks for a request which waits, if its tenant's minimum has room for it; else 0."""
+        group = self.group(sequence)
+        num_wanted = sequence.num_tokens - self.num_matched(sequence)
+        if group.num_held + num_wanted > group.share.min_tokens:
+            return 0
+        return max(0, num_wanted + sum(promised.values()) - self.num_obtainable(sequence.tenant))
 
     def grow(self, sequence: Sequence, num_wanted: int) -> int:
         """Give the sequence up to `num_wanted` more slots, evicting where needed; how many it got, possibly 0."""
+        group = self.group(sequence)
+        if group.share.max_tokens is not None:
+            excess = group.num_held + num_wanted - group.share.max_tokens
+            if excess > 0:
+                self._free(self._cache.evict_from(group, max(excess, self._eviction_batch), "quota"))
+                num_wanted = min(num_wanted, group.share.max_tokens - group.num_held)
         short = num_wanted - self._allocator.num_free
         if short > 0:
-            evicted = self._cache.evict(max(short, self._eviction_batch))
-            self.num_evicted_tokens += len(evicted)
-            self._free(evicted)
+            self._free(self._cache.evict(max(short, self._eviction_batch), sequence.tenant))
         num_given = min(num_wanted, self._allocator.num_free)
-        if num_given:
-            end = sequence.num_slots + num_given
-            self._table[sequence.row, sequence.num_slots : end] = _as_numpy(self._allocator.allocate(num_given))
-            sequence.num_slots = end
-            self.accounts[sequence.tenant].own += num_given
+        if num_given <= 0:
+            return 0
+        end = sequence.num_slots + num_given
+        self._table[sequence.row, sequence.num_slots : end] = _as_numpy(self._allocator.allocate(num_given))
+        sequence.num_slots = end
+        group.num_running_tokens += num_given
         return num_given
 
     def commit(self, sequence: Sequence) -> None:
@@ -136,7 +166,7 @@ class SlotLedger:
             tree_slots = _as_numpy(self._cache.slots(result.handle))
             row[num_tree : result.num_existing] = tree_slots[num_tree : result.num_existing]
             self._free(duplicates)
-        self.accounts[sequence.tenant].own -= num_tokens - num_tree
+        self.group(sequence).num_running_tokens -= num_tokens - num_tree
         sequence.num_tree_tokens = num_tokens
 
     def release(self, sequence: Sequence, *, keep: bool) -> None:
@@ -145,7 +175,7 @@ class SlotLedger:
             self.share(sequence)
         own = self._table[sequence.row, sequence.num_tree_tokens : sequence.num_slots]
         self._free(array("i", own.tobytes()))
-        self.accounts[sequence.tenant].own -= len(own)
+        self.group(sequence).num_running_tokens -= len(own)
         if sequence.handle is not None:
             self._free(self._cache.unlock(sequence.handle))
             sequence.handle = None
@@ -161,7 +191,7 @@ class SlotLedger:
         self._free(self._cache.drop_namespace(namespace))
 
     def _key(self, sequence: Sequence, num_tokens: int) -> RadixKey:
-        return RadixKey.with_namespace(sequence.token_ids[:num_tokens], sequence.namespace)
+        return RadixKey.with_namespace(sequence.token_ids[:num_tokens], sequence.namespace, sequence.tenant)
 
     def _free(self, slots: array[int]) -> None:
         if slots:

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from infer_engine.config import SchedulingPolicy, Share
 from infer_engine.errors import InferEngineError
 from infer_engine.request import Event, FinishedEvent, FinishReason
 from infer_engine.scheduler.admission import WaitingQueue
 from infer_engine.scheduler.batch import ScheduledBatch, Work, build_batch
-from infer_engine.scheduler.fairness import DEFAULT_POLICY, OUTPUT_COST, PROMPT_COST, make_policy
+from infer_engine.scheduler.fairness import OUTPUT_COST, PROMPT_COST, make_policy
 from infer_engine.scheduler.integrity import check_running
-from infer_engine.scheduler.ledger import SlotLedger
+from infer_engine.scheduler.ledger import SlotLedger, Verdict
 from infer_engine.scheduler.sequence import Sequence
 from infer_engine.stats import Gauges, StatsRecorder, TenantCacheUsage
 
@@ -49,7 +50,7 @@ class Scheduler:
         prefill_budget: int,
         use_cache: bool,
         stats: StatsRecorder,
-        policy: str = DEFAULT_POLICY,
+        policy: SchedulingPolicy = "dlpm",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
@@ -61,8 +62,7 @@ class Scheduler:
         self._use_cache = use_cache
         self._stats = stats
         self._clock = clock
-        self._weights: dict[str, float] = {}
-        self._policy = make_policy(policy, lambda tenant: self._weights.get(tenant, 1.0))
+        self._policy = make_policy(policy, lambda tenant: cache.shares[tenant].share.weight)
         self._waiting = WaitingQueue(self._policy, self._ledger.num_matched)
         self._running: list[Sequence] = []  # oldest admission first
         self._cancelled: set[int] = set()
@@ -78,10 +78,6 @@ class Scheduler:
         """Takes effect at the next step; an unknown or finished request is left alone."""
         with self._cancelled_mutex:
             self._cancelled.add(request_id)
-
-    def set_weight(self, tenant: str, weight: float) -> None:
-        """Of its share in what is computed; 1 for a tenant that has none. Above 0."""
-        self._weights[tenant] = weight
 
     @property
     def has_work(self) -> bool:
@@ -105,12 +101,20 @@ class Scheduler:
         """The step's work, or None if there is nothing to compute."""
         self._waiting.line_up(self._running)
         self._end_cancelled_and_overdue()
+        self._reclaim()
+        works = self._select()
+        while not works and self._running:  # each waits for slots that nobody will free
+            self._end_running(self._running[0], "error", self._out_of_slots(self._running[0]), keep=True)
+            works = self._select()
+        return build_batch(works) if works else None
+
+    def _select(self) -> list[Work]:
         works: list[Work] = []
         num_retracted = self._schedule_decodes(works)
         budget, more_retracted = self._schedule_prefills(works)
         if not num_retracted and not more_retracted:  # or the retracted would come back at once
             self._admit_waiting(works, budget)
-        return build_batch(works) if works else None
+        return works
 
     def update(self, batch: ScheduledBatch, sampled: list[SampledToken | None]) -> None:
         """`sampled[i]` belongs to `batch.works[i]`: None for a chunk that is not the last, else a token or an error."""
@@ -149,6 +153,10 @@ class Scheduler:
             self._waiting.remove(sequence)
             self._end(sequence, reason, error)
 
+    def set_share(self, tenant: str, share: Share) -> None:
+        """Of the pool and of what is computed. What it holds above a lower maximum goes as its requests end."""
+        self._cache.shares[tenant].share = share
+
     def drop_namespace(self, namespace: str) -> None:
         # Those that wait, too: one that was preempted would fill the new namespace of that name with what it had in the old
         self._ledger.drop_namespace(namespace, [*self._running, *self._waiting])
@@ -163,14 +171,22 @@ class Scheduler:
             pool_tokens=self._allocator.num_slots,
             pool_used_tokens=self._allocator.num_slots - self._allocator.num_free,
             cached_tokens=self._cache.num_tokens,
-            evicted_tokens=self._ledger.num_evicted_tokens,
+            evicted_tokens=sum(sum(group.num_evicted.values()) for group in self._cache.shares.groups()),
             running_requests=len(self._running),
             waiting_requests=len(self._waiting),
         )
 
     def tenant_usage(self) -> dict[str, TenantCacheUsage]:
-        """O(namespaces)."""
-        return self._ledger.accounts.settle(self._cache.usage())
+        """O(tenants)."""
+        return {
+            group.name: TenantCacheUsage(
+                lookup_tokens=group.num_looked_up_tokens,
+                hit_tokens=group.num_hit_tokens,
+                kv_tokens=group.num_held,
+                evicted_tokens=sum(group.num_evicted.values()),
+            )
+            for group in self._cache.shares.groups()
+        }
 
     def check_integrity(self) -> None:
         """Between steps: every slot has exactly one owner, and more (scheduler/integrity.py). Raises AssertionError."""
@@ -218,23 +234,47 @@ class Scheduler:
         """Add the sequence to the step with as many of the wanted tokens as there are slots; how many were retracted."""
         num_retracted = 0
         while (num_given := self._ledger.grow(sequence, num_wanted)) == 0:
-            victim = self._victim(works)
-            if victim is not sequence:
-                self._retract(victim)
-                num_retracted += 1
-            elif len(self._running) > 1:
+            victim = self._victim(sequence, works)
+            if victim is sequence:
                 return num_retracted  # sits this step out
-            else:
-                self._end_running(sequence, "error", self._out_of_slots(sequence), keep=True)
-                return num_retracted
+            self._retract(victim)
+            num_retracted += 1
         works.append(Work(sequence, num_given, self._ledger.context(sequence, sequence.num_slots)))
         return num_retracted
 
-    def _victim(self, works: list[Work]) -> Sequence:
+    def _victim(self, sequence: Sequence, works: list[Work]) -> Sequence:
+        """Whom to retract, so that `sequence` may have its slots; perhaps itself."""
         scheduled = {work.sequence.request_id for work in works}
-        others = [sequence for sequence in self._running if sequence.request_id not in scheduled]
-        tenant = self._policy.most_served({sequence.tenant for sequence in others})
-        return next(one for one in reversed(others) if tenant is None or one.tenant == tenant)
+        candidates = [one for one in self._running if one.request_id not in scheduled]
+        own = [one for one in candidates if one.tenant == sequence.tenant]
+        group = self._ledger.group(sequence)
+        others = [] if group.is_full else self._givers(candidates, sequence.tenant)
+        if not (others and group.is_within_minimum):
+            others += own
+        tenant = self._policy.most_served({one.tenant for one in others})
+        return max((one for one in others if tenant in (None, one.tenant)), key=self._running.index)
+
+    def _givers(self, candidates: Iterable[Sequence], asker: str) -> list[Sequence]:
+        """Those of other tenants that hold more than they are guaranteed."""
+        return [one for one in candidates if one.tenant != asker and not self._ledger.group(one).is_within_minimum]
+
+    def _reclaim(self) -> None:
+        """A request that its tenant's minimum has room for is admitted, whoever must be retracted for it."""
+        sequence = self._waiting.peek()
+        while sequence is not None and self._ledger.num_missing(sequence, self._promised()) > 0:
+            givers = self._givers(self._running, sequence.tenant)
+            if not givers:
+                return
+            most = max((self._ledger.group(giver) for giver in givers), key=lambda group: group.over)
+            self._retract(next(giver for giver in reversed(givers) if giver.tenant == most.name))
+
+    def _promised(self) -> dict[str, int]:
+        """What admitted prefills still need, and one token of each running sequence."""
+        promised: dict[str, int] = {}
+        for running in self._running:
+            num = max(1, running.num_tokens - running.num_slots)
+            promised[running.tenant] = promised.get(running.tenant, 0) + num
+        return promised
 
     def _retract(self, sequence: Sequence) -> None:
         """Preempt: its computed prefix stays in the cache, its output is kept, and it is the next to be admitted."""
@@ -244,29 +284,34 @@ class Scheduler:
         self._stats.record_preemption()
 
     def _admit_waiting(self, works: list[Work], budget: int) -> None:
-        """Admit while there is a row, budget, and room for the whole of what is known of the next request.
-
-        What admitted prefills still need, and one token of each running sequence, is promised to them.
-        """
-        num_reserved = sum(max(1, running.num_tokens - running.num_slots) for running in self._running)
+        """Admit while there is a row, budget, and room for the whole of what is known of the next request."""
+        promised = self._promised()
         while budget and self._ledger.num_free_rows:
             sequence = self._waiting.peek()
             if sequence is None:
                 return
-            if not self._ledger.admit(sequence, num_reserved if self._running else 0):
-                if not self._running:  # the whole pool is free or evictable, and still too small
-                    self._waiting.remove(sequence)
-                    self._end(sequence, "error", self._out_of_slots(sequence))
-                    continue
+            verdict = self._ledger.admit(sequence, promised)
+            if verdict is Verdict.ADMITTED:
+                budget -= self._begin(sequence, budget, works)
+                num_left = max(1, sequence.num_tokens - sequence.num_slots)
+                promised[sequence.tenant] = promised.get(sequence.tenant, 0) + num_left
+            elif not any(running.tenant == sequence.tenant for running in self._running) and (
+                verdict is Verdict.SHARE_FULL or not self._running
+            ):  # all that may be evicted for it is, and it still does not fit
+                self._waiting.remove(sequence)
+                self._end(sequence, "error", self._out_of_slots(sequence))
+            elif verdict is Verdict.SHARE_FULL:
+                self._waiting.pass_over(sequence)
+            else:
                 return
-            self._waiting.remove(sequence)
-            self._running.append(sequence)
-            self._record_admission(sequence)
-            num_pending = sequence.num_pending
-            self._schedule_one(sequence, min(budget, num_pending), works)
-            num_scheduled = sequence.num_slots - sequence.num_computed
-            budget -= num_scheduled
-            num_reserved += max(1, num_pending - num_scheduled)
+
+    def _begin(self, sequence: Sequence, budget: int, works: list[Work]) -> int:
+        """The first chunk of an admitted request; how many tokens it has."""
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
+        self._record_admission(sequence)
+        self._schedule_one(sequence, min(budget, sequence.num_pending), works)
+        return sequence.num_slots - sequence.num_computed
 
     def _record_admission(self, sequence: Sequence) -> None:
         if sequence.admitted_at is not None:
@@ -279,9 +324,12 @@ class Scheduler:
             self._stats.record_lookup(sequence.num_computed, sequence.num_prompt_tokens - sequence.num_computed)
 
     def _out_of_slots(self, sequence: Sequence) -> InferEngineError:
+        share = self._ledger.group(sequence).share
+        what = f"the KV pool has {self._allocator.num_slots} slots" + (
+            "" if share.max_tokens is None else f", of which its tenant may hold {share.max_tokens}"
+        )
         return InferEngineError(
-            f"the request can't grow beyond {sequence.num_tokens} tokens: the KV pool has {self._allocator.num_slots} slots; "
-            "ask for less output, or raise max_cache_tokens",
+            f"the request can't grow beyond {sequence.num_tokens} tokens: {what}; ask for less output, or raise max_cache_tokens",
             code="out_of_kv_slots",
         )
 

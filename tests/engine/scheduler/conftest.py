@@ -15,7 +15,6 @@ from infer_engine.memory.allocator import SlotAllocator
 from infer_engine.memory.kv_pool import KVPool
 from infer_engine.model.sampler import SampledToken, Sampler
 from infer_engine.request import FinishedEvent, SamplingParams, TokensEvent
-from infer_engine.scheduler.fairness import DEFAULT_POLICY
 from infer_engine.scheduler.intake import Intake
 from infer_engine.scheduler.scheduler import Scheduler
 from infer_engine.stats import StatsRecorder
@@ -33,7 +32,7 @@ class Stepper:
         prefill_budget: int = 64,
         max_model_len: int = 512,
         use_cache: bool = True,
-        policy: str = DEFAULT_POLICY,
+        policy: Any = "dlpm",
     ) -> None:
         self.model = model
         self.now = 1000.0

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from infer_engine.errors import ConfigError
+from infer_engine.config import Share
 from infer_engine.model.sampler import SampledToken
 from infer_engine.request import SamplingParams
-from infer_engine.scheduler.fairness import OUTPUT_COST, PROMPT_COST, QUANTUM, make_policy
+from infer_engine.scheduler.fairness import OUTPUT_COST, PROMPT_COST, QUANTUM
 
 TENANTS = ("chats", "documents", "templates", "short")
 NUM_STEPS = 3_000
@@ -55,7 +55,7 @@ class Contest:
         )
         self._weights = weights
         for tenant, weight in weights.items():
-            self._loop.scheduler.set_weight(tenant, weight)
+            self._loop.scheduler.set_share(tenant, Share(weight=weight))
         self._work = {tenant: prompts(tenant, random.Random(number)) for number, tenant in enumerate(TENANTS)}
         self.served = [dict.fromkeys(TENANTS, 0.0)]
         for tenant in TENANTS:
@@ -67,7 +67,12 @@ class Contest:
 
     def _submit(self, tenant: str) -> None:
         prompt, num_output = next(self._work[tenant])
-        self._loop.submit(prompt, SamplingParams(max_tokens=num_output, temperature=0.0, ignore_eos=True), namespace=tenant, tenant=tenant)
+        self._loop.submit(
+            prompt,
+            SamplingParams(max_tokens=num_output, temperature=0.0, ignore_eos=True),
+            namespace=tenant,
+            tenant=tenant,
+        )
 
     def _step(self) -> None:
         scheduler = self._loop.scheduler
@@ -143,8 +148,3 @@ def test_weights_are_kept_to(contest: Callable[..., Contest]) -> None:
     mean = sum(served.values()) / len(served)
     print(served)
     assert all(abs(share - mean) <= 0.02 * mean for share in served.values())
-
-
-def test_an_unknown_policy_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"scheduling_policy: got 'fair'; must be one of dlpm, fcfs, lpm, vtc"):
-        make_policy("fair", lambda tenant: 1.0)

@@ -28,6 +28,7 @@ class EngineConfig:
     chunked_prefill_tokens: prompt tokens computed per step, over all requests.
     default_max_tokens: output limit of a request that names none.
     max_model_len: prompt and output together; None: the model's own limit.
+    eviction_policy: what goes first from the prefix cache (cache/eviction.py): lru, lfu, fifo, or an installed one.
     scheduling_policy: whose turn it is (scheduler/fairness.py): dlpm, fcfs, lpm, vtc.
     prefix_cache: False computes every prompt in full (for measurements).
     """
@@ -44,6 +45,7 @@ class EngineConfig:
     max_model_len: int | None = None
     device: Device = "auto"
     dtype: DType = "auto"
+    eviction_policy: str = "lru"
     scheduling_policy: SchedulingPolicy = "dlpm"
     prefix_cache: bool = True
 

@@ -349,7 +349,7 @@ def _new_scheduler(
     config: EngineConfig, max_model_len: int, stats: StatsRecorder, clock: Callable[[], float]
 ) -> Scheduler:
     return Scheduler(
-        RadixCache(),
+        RadixCache(config.eviction_policy),
         SlotAllocator(config.max_cache_tokens),
         max_batch_size=min(config.max_batch_size, config.max_concurrent_requests),
         max_sequence_tokens=min(max_model_len, config.max_cache_tokens),

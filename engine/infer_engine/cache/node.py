@@ -29,7 +29,7 @@ class Node:
     rely on it: the end of a prefix is always found in its node or above it.
     """
 
-    __slots__ = ("children", "key", "lock_ref", "newer", "older", "parent", "root", "slots", "start_idx")
+    __slots__ = ("children", "key", "lock_ref", "newer", "older", "parent", "record", "root", "slots", "start_idx")
 
     def __init__(
         self, key: bytes, slots: array[int], start_idx: int, parent: Node, root: Root, lock_ref: int = 0
@@ -41,8 +41,10 @@ class Node:
         self.root = root
         self.lock_ref = lock_ref
         self.children: dict[bytes, Node] = {}
-        self.older: Node = parent  # written by the eviction order, like `newer`
+        # Written by the eviction order: links of a ring, or what a priority is made of.
+        self.older: Node = parent
         self.newer: Node = parent
+        self.record: object = None
 
     @property
     def end_idx(self) -> int:
@@ -109,8 +111,10 @@ class LruRing:
         self.remove(node)
         self.add(node)
 
-    def add_split(self, upper: Node, lower: Node) -> None:
-        """`upper` was cut off the front of `lower`, which is unlocked."""
+    def split(self, upper: Node, lower: Node) -> None:
+        """`upper` was cut off the front of `lower`, both locked or both not."""
+        if lower.lock_ref > 0:
+            return
         newer = lower.newer
         lower.newer = upper
         upper.older = lower

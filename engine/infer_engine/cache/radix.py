@@ -25,7 +25,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from infer_engine.cache.eviction import make_policy
+from infer_engine.cache.eviction import Priority, find_policy
 from infer_engine.cache.integrity import check_integrity
 from infer_engine.cache.node import EVICTED, TOKEN_BYTES, Node, Root
 from infer_engine.cache.prefix import Handle, InsertResult, MatchResult, NamespaceUsage, RadixKey
@@ -44,10 +44,9 @@ class RadixCache:
     LRU, in O(1) per leaf.
     """
 
-    def __init__(self, policy: str = "lru") -> None:
-        """Raises ConfigError for an unknown policy."""
-        make_policy(policy)
-        self.shares = Shares(lambda: make_policy(policy))
+    def __init__(self, policy: str | Priority = "lru") -> None:
+        """policy: by name, or a priority of your own (eviction.py). Raises ConfigError for an unknown name."""
+        self.shares = Shares(find_policy(policy))
         self._roots: dict[str, Root] = {}
         self._dropped_roots: set[Root] = set()  # still locked somewhere
         self._num_tokens = 0
@@ -317,8 +316,7 @@ class RadixCache:
         lower.start_idx += num_upper
         lower.parent = upper
         upper.children[lower.key[:TOKEN_BYTES]] = lower
-        if lower.lock_ref == 0:
-            lower.root.order.add_split(upper, lower)  # keeps I6
+        lower.root.order.split(upper, lower)  # keeps I6
         self._num_nodes += 1
         return upper
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         TokensEvent,
         Usage,
     )
+    from infer_engine.shared import SharedKVPool, SharedRadixCache
     from infer_engine.stats import EngineStats, TenantCacheUsage
 
 _HOMES = {
@@ -65,6 +66,7 @@ _HOMES = {
         "TokensEvent",
         "Usage",
     ),
+    "infer_engine.shared": ("SharedKVPool", "SharedRadixCache"),
     "infer_engine.stats": ("EngineStats", "TenantCacheUsage"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -94,6 +96,8 @@ __all__ = [
     "SamplingParams",
     "SequenceCache",
     "Share",
+    "SharedKVPool",
+    "SharedRadixCache",
     "StaleHandle",
     "TenantCacheUsage",
     "TokenLogprob",

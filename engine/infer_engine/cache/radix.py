@@ -79,7 +79,7 @@ class RadixCache:
         """
         root = self._roots.get(key.namespace)
         if root is None:
-            root = Root(key.namespace, self.shares[key.group])  # known to this handle only
+            root = Root(key.namespace, self.shares.peek(key.group))  # known to this handle only
         node, num_tokens = find_prefix(root, key.data)
         handle = Handle(self, node, num_tokens)
         slots = gather_slots(node, num_tokens)
@@ -110,7 +110,7 @@ class RadixCache:
         root = self._roots.get(key.namespace)
         if root is None:
             if not data:
-                return InsertResult(0, Handle(self, Root(key.namespace, self.shares[key.group]), 0))
+                return InsertResult(0, Handle(self, Root(key.namespace, self.shares.peek(key.group)), 0))
             root = self._make_root(key.namespace, key.group)
         node, num_existing = find_prefix(root, data)
         if num_existing < node.end_idx:

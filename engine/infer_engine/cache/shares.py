@@ -118,6 +118,10 @@ class Shares:
             group = self._groups[name] = ShareGroup(name, self._new_order())
         return group
 
+    def peek(self, name: str) -> ShareGroup:
+        """As by name, but one that is new stays unknown."""
+        return self._groups.get(name) or ShareGroup(name, self._new_order())
+
     def groups(self) -> list[ShareGroup]:
         return list(self._groups.values())
 

@@ -92,12 +92,16 @@ class Share:
     max_tokens: the most that it holds; None: the whole pool.
     weight: of its share in what is computed, and in what is over when room is needed; others' is 1 unless set.
     insert: False leaves nothing of its requests in the prefix cache.
+    ttl_seconds: how long cached tokens stay that nobody uses (and up to an eighth longer); None: until room is needed.
+    zero_on_free: overwrite its K/V before another's may lie there.
     """
 
     min_tokens: int = 0
     max_tokens: int | None = None
     weight: float = 1.0
     insert: bool = True
+    ttl_seconds: float | None = None
+    zero_on_free: bool = False
 
     def __post_init__(self) -> None:
         minimum: object = self.min_tokens
@@ -110,6 +114,11 @@ class Share:
         weight: object = self.weight
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0.01 <= weight <= 1000:
             raise ConfigError(f"weight: got {weight!r}; must be a number from 0.01 to 1000")
+        ttl: object = self.ttl_seconds
+        if ttl is not None and (
+            isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 1 <= ttl <= 31_536_000
+        ):
+            raise ConfigError(f"ttl_seconds: got {ttl!r}; must be a number from 1 to 31536000, or None")
 
 
 def _require_positive(name: str, value: object) -> None:

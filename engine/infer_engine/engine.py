@@ -88,6 +88,7 @@ class InferenceEngine:
         self._loop = StepLoop(
             step=self.step,
             has_work=lambda: self.has_work,
+            next_due=lambda: self._scheduler.next_due,
             num_waiting=lambda: self._scheduler.num_waiting,
             on_end=self._end_everything,
             gather_s=config.schedule_interval_ms / 1e3,
@@ -102,6 +103,7 @@ class InferenceEngine:
         """Schedule, forward, sample, update; then tell the callers. Called by the step loop only."""
         started_at = self._clock()
         batch = self._scheduler.schedule()
+        self._overwrite_freed()
         if batch is not None:
             try:
                 logits = self._compute.forward(batch)
@@ -302,9 +304,29 @@ class InferenceEngine:
 
         def drop() -> None:
             self._scheduler.drop_namespace(namespace)
+            self._overwrite_freed()
             self._publish()
 
         self._loop.call(drop)
+
+    def drop_tenant(self, tenant: str) -> int:
+        """Forget a tenant's share and all that it has cached, and overwrite it; how many cached tokens that were.
+
+        What its running requests still hold is overwritten when they end. Acts between two steps.
+        """
+        num_dropped = 0
+
+        def drop() -> None:
+            nonlocal num_dropped
+            num_dropped = self._scheduler.drop_tenant(tenant)
+            self._overwrite_freed()
+            self._publish()
+
+        self._loop.call(drop)
+        return num_dropped
+
+    def _overwrite_freed(self) -> None:
+        self._compute.zero(self._scheduler.ledger.take_slots_to_zero())
 
     def set_share(self, tenant: str, share: Share) -> None:
         """What a tenant may have of the pool and of the computing, from the next step on. Nobody's default is `Share()`."""

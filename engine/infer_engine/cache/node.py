@@ -29,7 +29,19 @@ class Node:
     rely on it: the end of a prefix is always found in its node or above it.
     """
 
-    __slots__ = ("children", "key", "lock_ref", "newer", "older", "parent", "record", "root", "slots", "start_idx")
+    __slots__ = (
+        "children",
+        "key",
+        "lock_ref",
+        "newer",
+        "older",
+        "parent",
+        "record",
+        "root",
+        "slots",
+        "start_idx",
+        "used_at",
+    )
 
     def __init__(
         self, key: bytes, slots: array[int], start_idx: int, parent: Node, root: Root, lock_ref: int = 0
@@ -41,6 +53,8 @@ class Node:
         self.root = root
         self.lock_ref = lock_ref
         self.children: dict[bytes, Node] = {}
+        self.used_at = 0.0
+        """of its last use, on the cache's clock"""
         # Written by the eviction order: links of a ring, or what a priority is made of.
         self.older: Node = parent
         self.newer: Node = parent

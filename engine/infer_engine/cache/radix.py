@@ -23,7 +23,7 @@ It hands its own over like this, with no other call between:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from infer_engine.cache.eviction import Priority, find_policy
 from infer_engine.cache.integrity import check_integrity
@@ -47,6 +47,8 @@ class RadixCache:
     def __init__(self, policy: str | Priority = "lru") -> None:
         """policy: by name, or a priority of your own (eviction.py). Raises ConfigError for an unknown name."""
         self.shares = Shares(find_policy(policy))
+        self.now = 0.0
+        """when uses take place, for `expire`; written by whoever has a clock"""
         self._roots: dict[str, Root] = {}
         self._dropped_roots: set[Root] = set()  # still locked somewhere
         self._num_tokens = 0
@@ -175,11 +177,13 @@ class RadixCache:
         if root.is_dropped:
             return self._unlock_dropped(node, root)
         order = root.order
+        now = self.now
         num_unlocked = 0
         while node is not root:
             node.lock_ref -= 1
             if node.lock_ref == 0:
                 order.add(node)
+                node.used_at = now
                 num_unlocked += len(node.slots)
             node = node.parent
         root.lock_ref -= 1
@@ -198,42 +202,61 @@ class RadixCache:
         copies a long leaf each time: ask for a batch.
         """
         freed = array("i")
-        while (num_missing := num_tokens - len(freed)) > 0:
+        for _, slots in self.evict_in_turns(num_tokens, group):
+            freed += slots
+        return freed
+
+    def evict_in_turns(self, num_tokens: int, group: str) -> Iterator[tuple[ShareGroup, array[int]]]:
+        """`evict`, a turn at a time: who paid, and its slots. Nothing else is called until it ends."""
+        num_missing = num_tokens
+        while num_missing > 0:
             turn = self.shares.next_turn(num_missing, group)
             if turn is None:
-                break
-            freed += self.evict_from(turn.group, turn.num_tokens, "pressure")
-            turn.group.note_taken(turn.num_tokens, group)
-        return freed
+                return
+            freed = self.evict_from(turn.group, turn.num_tokens, "pressure")
+            turn.group.note_taken(len(freed), group)
+            num_missing -= len(freed)
+            yield turn.group, freed
 
     def evict_from(self, group: ShareGroup, num_tokens: int, cause: EvictionCause) -> array[int]:
         """`evict` from one group, whatever its share."""
         freed = array("i")
         order = group.order
-        num_missing = num_tokens
-        while num_missing > 0:
+        while (num_missing := num_tokens - len(freed)) > 0:
             leaf = order.victim()
             if leaf is None:
                 break
-            num_leaf = len(leaf.slots)
-            if num_leaf > num_missing:
-                self._split(leaf, num_leaf - num_missing)
-                num_leaf = num_missing
-            order.remove(leaf)
-            num_missing -= num_leaf
-            freed += leaf.slots
-            leaf.lock_ref = EVICTED  # it keeps its parent: a handle whose prefix ended above still finds it
-            siblings = leaf.parent.children
-            del siblings[leaf.key[:TOKEN_BYTES]]
-            root = leaf.root
-            root.num_tokens -= num_leaf
-            self._num_nodes -= 1
-            if not siblings and not root.children:
-                self._retire_if_empty(root)
-        group.num_tokens -= len(freed)
-        group.num_evicted[cause] += len(freed)
-        self._num_tokens -= len(freed)
+            if len(leaf.slots) > num_missing:
+                self._split(leaf, len(leaf.slots) - num_missing)
+            freed += self._take_out(leaf, cause)
         return freed
+
+    def expire(self, group: ShareGroup, before: float) -> array[int]:
+        """Give back the slots of what was last used before then. O(nodes of the group)."""
+        freed = array("i")
+        for node in group.order.nodes():  # each after its children
+            if node.used_at < before and not node.children:
+                freed += self._take_out(node, "ttl")
+        return freed
+
+    def _take_out(self, leaf: Node, cause: EvictionCause) -> array[int]:
+        """An unlocked leaf leaves the tree."""
+        slots = leaf.slots
+        num_tokens = len(slots)
+        root = leaf.root
+        group = root.group
+        root.order.remove(leaf)
+        leaf.lock_ref = EVICTED  # it keeps its parent: a handle whose prefix ended above still finds it
+        siblings = leaf.parent.children
+        del siblings[leaf.key[:TOKEN_BYTES]]
+        root.num_tokens -= num_tokens
+        group.num_tokens -= num_tokens
+        group.num_evicted[cause] += num_tokens
+        self._num_tokens -= num_tokens
+        self._num_nodes -= 1
+        if not siblings and not root.children:
+            self._retire_if_empty(root)
+        return slots
 
     def drop_namespace(self, namespace: str) -> array[int]:
         """Forget the namespace at once: nothing matches in it any more, and its handles are stale. Unknown names do nothing.
@@ -260,10 +283,20 @@ class RadixCache:
             node.children = {child.key[:TOKEN_BYTES]: child for child in children if child.lock_ref > 0}
         root.num_tokens -= len(freed)
         root.group.num_tokens -= len(freed)
+        root.group.num_evicted["purge"] += len(freed)
         self._num_tokens -= len(freed)
         if root.lock_ref > 0:
             self._dropped_roots.add(root)
         return freed
+
+    def group_of(self, namespace: str) -> ShareGroup | None:
+        """Whose it is; None of one that has neither tokens nor locks."""
+        root = self._roots.get(namespace)
+        return None if root is None else root.group
+
+    def namespaces_of(self, group: ShareGroup) -> list[str]:
+        """That count to it and were not dropped. O(namespaces)."""
+        return [name for name, root in self._roots.items() if root.group is group]
 
     def usage(self) -> dict[str, NamespaceUsage]:
         """Per namespace that has tokens or locks."""
@@ -310,6 +343,7 @@ class RadixCache:
         cut = num_upper * TOKEN_BYTES
         parent = lower.parent
         upper = Node(key[:cut], lower.slots[:num_upper], lower.start_idx, parent, lower.root, lower.lock_ref)
+        upper.used_at = lower.used_at
         parent.children[key[:TOKEN_BYTES]] = upper
         lower.key = key[cut:]
         lower.slots = lower.slots[num_upper:]
@@ -340,8 +374,10 @@ class RadixCache:
     def _touch_path(self, node: Node) -> None:
         root = node.root
         touch = root.order.touch
+        now = self.now
         while node.lock_ref == 0 and node is not root:  # above a locked node all are locked (I4); leaf first keeps I6
             touch(node)
+            node.used_at = now
             node = node.parent
 
     def _unlock_dropped(self, node: Node, root: Root) -> array[int]:
@@ -360,6 +396,7 @@ class RadixCache:
         root.num_protected_tokens -= len(freed)
         root.group.num_tokens -= len(freed)
         root.group.num_protected_tokens -= len(freed)
+        root.group.num_evicted["purge"] += len(freed)
         self._num_tokens -= len(freed)
         self._num_protected_tokens -= len(freed)
         if root.lock_ref == 0:

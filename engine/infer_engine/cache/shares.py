@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 TURN_TOKENS = 64
 """A group that pays gives at least so many before it is another's turn: one token each in turn would cut leaves to pieces."""
 
-EvictionCause = Literal["pressure", "quota"]
-"""Room was needed, whoever needed it; the group was at its own max_tokens."""
+EvictionCause = Literal["pressure", "quota", "ttl", "purge"]
+"""Room was needed, whoever needed it; the group was at its own max_tokens; nobody used it for too long; it was dropped."""
 
 
 class ShareGroup:
@@ -57,6 +57,11 @@ class ShareGroup:
         self.num_running_tokens = 0
         self.num_looked_up_tokens = 0
         self.num_hit_tokens = 0
+
+    @property
+    def num_evicted_tokens(self) -> int:
+        """For whatever cause but that it was dropped."""
+        return sum(self.num_evicted.values()) - self.num_evicted["purge"]
 
     @property
     def num_held(self) -> int:

@@ -54,6 +54,7 @@ class SlotLedger:
         self._use_cache = use_cache
         self._table = np.zeros((max_sequences, max_tokens), dtype=np.int32)
         self._free_rows = list(range(max_sequences - 1, -1, -1))
+        self._slots_to_zero = array("i")
         self._eviction_batch = min(EVICTION_BATCH, allocator.num_slots // 32)
 
     def group(self, sequence: Sequence) -> ShareGroup:
@@ -87,7 +88,7 @@ class SlotLedger:
         verdict = self._verdict(sequence.tenant, sequence.num_tokens - num_matched, promised)
         if verdict is not Verdict.ADMITTED:
             if handle is not None:
-                self._free(self._cache.unlock(handle))
+                self._free(self._cache.unlock(handle), self.group(sequence))
             return verdict
         group = self.group(sequence)
         sequence.handle = handle
@@ -125,11 +126,12 @@ class SlotLedger:
         if group.share.max_tokens is not None:
             excess = group.num_held + num_wanted - group.share.max_tokens
             if excess > 0:
-                self._free(self._cache.evict_from(group, max(excess, self._eviction_batch), "quota"))
+                self._free(self._cache.evict_from(group, max(excess, self._eviction_batch), "quota"), group)
                 num_wanted = min(num_wanted, group.share.max_tokens - group.num_held)
         short = num_wanted - self._allocator.num_free
         if short > 0:
-            self._free(self._cache.evict(max(short, self._eviction_batch), sequence.tenant))
+            for payer, slots in self._cache.evict_in_turns(max(short, self._eviction_batch), sequence.tenant):
+                self._free(slots, payer)
         num_given = min(num_wanted, self._allocator.num_free)
         if num_given <= 0:
             return 0
@@ -154,10 +156,11 @@ class SlotLedger:
         if not self._use_cache or not sequence.may_share or num_tokens == sequence.num_tree_tokens:
             return
         row = self._table[sequence.row]
+        group = self.group(sequence)
         num_tree = sequence.num_tree_tokens
         if sequence.handle is not None:
             # Unlocked first, a leaf that only this sequence holds grows in place. Nothing is evicted until it is locked again.
-            self._free(self._cache.unlock(sequence.handle))
+            self._free(self._cache.unlock(sequence.handle), group)
         result = self._cache.insert(self._key(sequence, num_tokens), array("i", row[:num_tokens].tobytes()))
         self._cache.lock(result.handle)  # keeps L3
         sequence.handle = result.handle
@@ -165,8 +168,8 @@ class SlotLedger:
             duplicates = array("i", row[num_tree : result.num_existing].tobytes())
             tree_slots = _as_numpy(self._cache.slots(result.handle))
             row[num_tree : result.num_existing] = tree_slots[num_tree : result.num_existing]
-            self._free(duplicates)
-        self.group(sequence).num_running_tokens -= num_tokens - num_tree
+            self._free(duplicates, group)
+        group.num_running_tokens -= num_tokens - num_tree
         sequence.num_tree_tokens = num_tokens
 
     def release(self, sequence: Sequence, *, keep: bool) -> None:
@@ -174,28 +177,43 @@ class SlotLedger:
         if keep:
             self.share(sequence)
         own = self._table[sequence.row, sequence.num_tree_tokens : sequence.num_slots]
-        self._free(array("i", own.tobytes()))
-        self.group(sequence).num_running_tokens -= len(own)
+        group = self.group(sequence)
+        self._free(array("i", own.tobytes()), group)
+        group.num_running_tokens -= len(own)
         if sequence.handle is not None:
-            self._free(self._cache.unlock(sequence.handle))
+            self._free(self._cache.unlock(sequence.handle), group)
             sequence.handle = None
         self._free_rows.append(sequence.row)
         sequence.row = NO_ROW
         sequence.num_tree_tokens = sequence.num_computed = sequence.num_slots = 0
 
-    def drop_namespace(self, namespace: str, running: Iterable[Sequence]) -> None:
+    def expire(self, group: ShareGroup, before: float) -> None:
+        """Forget what of a tenant was last used before then."""
+        self._free(self._cache.expire(group, before), group)
+
+    def drop_namespace(self, namespace: str, unfinished: Iterable[Sequence]) -> None:
         """Forget a namespace. What running sequences pin is freed when they end; their own tokens no longer enter the tree."""
-        for sequence in running:
+        for sequence in unfinished:
             if sequence.namespace == namespace:
                 sequence.may_share = False
-        self._free(self._cache.drop_namespace(namespace))
+        group = self._cache.group_of(namespace)
+        if group is not None:
+            self._free(self._cache.drop_namespace(namespace), group)
+
+    def take_slots_to_zero(self) -> array[int]:
+        """Freed slots that nobody may read any more: to be overwritten before the next step writes."""
+        slots, self._slots_to_zero = self._slots_to_zero, array("i")
+        return slots
 
     def _key(self, sequence: Sequence, num_tokens: int) -> RadixKey:
         return RadixKey.with_namespace(sequence.token_ids[:num_tokens], sequence.namespace, sequence.tenant)
 
-    def _free(self, slots: array[int]) -> None:
+    def _free(self, slots: array[int], group: ShareGroup) -> None:
+        """`group`: whose they were."""
         if slots:
             self._allocator.free(slots)
+            if group.share.zero_on_free:
+                self._slots_to_zero += slots
 
 
 def _as_numpy(slots: array[int]) -> npt.NDArray[np.int32]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from infer_engine.config import SchedulingPolicy, Share
@@ -28,6 +28,7 @@ from infer_engine.scheduler.batch import ScheduledBatch, Work, build_batch
 from infer_engine.scheduler.fairness import OUTPUT_COST, PROMPT_COST, make_policy
 from infer_engine.scheduler.integrity import check_running
 from infer_engine.scheduler.ledger import SlotLedger, Verdict
+from infer_engine.scheduler.preemption import Preemption
 from infer_engine.scheduler.sequence import Sequence
 from infer_engine.stats import Gauges, StatsRecorder, TenantCacheUsage
 
@@ -63,11 +64,13 @@ class Scheduler:
         self._stats = stats
         self._clock = clock
         self._policy = make_policy(policy, lambda tenant: cache.shares[tenant].share.weight)
+        self._preemption = Preemption(self._ledger.group, self._policy.most_served)
         self._waiting = WaitingQueue(self._policy, self._ledger.num_matched)
         self._running: list[Sequence] = []  # oldest admission first
         self._cancelled: set[int] = set()
         self._cancelled_mutex = threading.Lock()
         self._events: list[tuple[Sequence, Event]] = []
+        self._next_expiry: dict[str, float] = {}  # of tenants with a time to live
 
     # ---- any thread ----------------------------------------------------------------------------------------------
 
@@ -78,6 +81,13 @@ class Scheduler:
         """Takes effect at the next step; an unknown or finished request is left alone."""
         with self._cancelled_mutex:
             self._cancelled.add(request_id)
+
+    @property
+    def next_due(self) -> float | None:
+        """When a step is due though there is no work; None: never."""
+        return min(
+            (at for tenant, at in self._next_expiry.items() if self._cache.shares[tenant].num_tokens), default=None
+        )
 
     @property
     def has_work(self) -> bool:
@@ -99,8 +109,10 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch | None:
         """The step's work, or None if there is nothing to compute."""
+        self._cache.now = now = self._clock()
         self._waiting.line_up(self._running)
-        self._end_cancelled_and_overdue()
+        self._end_cancelled_and_overdue(now)
+        self._expire(now)
         self._reclaim()
         works = self._select()
         while not works and self._running:  # each waits for slots that nobody will free
@@ -156,10 +168,30 @@ class Scheduler:
     def set_share(self, tenant: str, share: Share) -> None:
         """Of the pool and of what is computed. What it holds above a lower maximum goes as its requests end."""
         self._cache.shares[tenant].share = share
+        if share.ttl_seconds is None:
+            self._next_expiry.pop(tenant, None)
+        else:
+            self._next_expiry[tenant] = self._clock()
 
     def drop_namespace(self, namespace: str) -> None:
         # Those that wait, too: one that was preempted would fill the new namespace of that name with what it had in the old
         self._ledger.drop_namespace(namespace, [*self._running, *self._waiting])
+
+    def drop_tenant(self, tenant: str) -> int:
+        """Forget its namespaces and its share, and overwrite what it had; how many cached tokens that were.
+
+        What its running requests hold goes when they end.
+        """
+        group = self._cache.shares[tenant]
+        self.set_share(tenant, Share(zero_on_free=True))
+        before = group.num_evicted["purge"]
+        unfinished = [*self._running, *self._waiting]
+        for sequence in unfinished:
+            if sequence.tenant == tenant:
+                sequence.may_share = False
+        for namespace in self._cache.namespaces_of(group):
+            self._ledger.drop_namespace(namespace, unfinished)
+        return group.num_evicted["purge"] - before
 
     def take_events(self) -> list[tuple[Sequence, Event]]:
         """What is to be delivered, in order; each event is handed out once."""
@@ -171,7 +203,7 @@ class Scheduler:
             pool_tokens=self._allocator.num_slots,
             pool_used_tokens=self._allocator.num_slots - self._allocator.num_free,
             cached_tokens=self._cache.num_tokens,
-            evicted_tokens=sum(sum(group.num_evicted.values()) for group in self._cache.shares.groups()),
+            evicted_tokens=sum(group.num_evicted_tokens for group in self._cache.shares.groups()),
             running_requests=len(self._running),
             waiting_requests=len(self._waiting),
         )
@@ -183,7 +215,9 @@ class Scheduler:
                 lookup_tokens=group.num_looked_up_tokens,
                 hit_tokens=group.num_hit_tokens,
                 kv_tokens=group.num_held,
-                evicted_tokens=sum(group.num_evicted.values()),
+                evicted_tokens=group.num_evicted_tokens,
+                evicted_by_cause=dict(group.num_evicted),
+                cross_evicted_tokens=group.num_cross_evicted_tokens,
             )
             for group in self._cache.shares.groups()
         }
@@ -194,10 +228,16 @@ class Scheduler:
 
     # ---- schedule ------------------------------------------------------------------------------------------------
 
-    def _end_cancelled_and_overdue(self) -> None:
+    def _expire(self, now: float) -> None:
+        for tenant, at in self._next_expiry.items():
+            ttl = self._cache.shares[tenant].share.ttl_seconds
+            if at <= now and ttl is not None:
+                self._ledger.expire(self._cache.shares[tenant], now - ttl)
+                self._next_expiry[tenant] = now + ttl / 8
+
+    def _end_cancelled_and_overdue(self, now: float) -> None:
         with self._cancelled_mutex:
             cancelled, self._cancelled = self._cancelled, set()
-        now = self._clock()
         for sequence in [*self._running, *self._waiting]:
             reason: FinishReason
             if sequence.request_id in cancelled:
@@ -234,7 +274,9 @@ class Scheduler:
         """Add the sequence to the step with as many of the wanted tokens as there are slots; how many were retracted."""
         num_retracted = 0
         while (num_given := self._ledger.grow(sequence, num_wanted)) == 0:
-            victim = self._victim(sequence, works)
+            scheduled = {work.sequence.request_id for work in works}
+            candidates = [one for one in self._running if one.request_id not in scheduled]
+            victim = self._preemption.victim(sequence, candidates)
             if victim is sequence:
                 return num_retracted  # sits this step out
             self._retract(victim)
@@ -242,31 +284,14 @@ class Scheduler:
         works.append(Work(sequence, num_given, self._ledger.context(sequence, sequence.num_slots)))
         return num_retracted
 
-    def _victim(self, sequence: Sequence, works: list[Work]) -> Sequence:
-        """Whom to retract, so that `sequence` may have its slots; perhaps itself."""
-        scheduled = {work.sequence.request_id for work in works}
-        candidates = [one for one in self._running if one.request_id not in scheduled]
-        own = [one for one in candidates if one.tenant == sequence.tenant]
-        group = self._ledger.group(sequence)
-        others = [] if group.is_full else self._givers(candidates, sequence.tenant)
-        if not (others and group.is_within_minimum):
-            others += own
-        tenant = self._policy.most_served({one.tenant for one in others})
-        return max((one for one in others if tenant in (None, one.tenant)), key=self._running.index)
-
-    def _givers(self, candidates: Iterable[Sequence], asker: str) -> list[Sequence]:
-        """Those of other tenants that hold more than they are guaranteed."""
-        return [one for one in candidates if one.tenant != asker and not self._ledger.group(one).is_within_minimum]
-
     def _reclaim(self) -> None:
         """A request that its tenant's minimum has room for is admitted, whoever must be retracted for it."""
         sequence = self._waiting.peek()
         while sequence is not None and self._ledger.num_missing(sequence, self._promised()) > 0:
-            givers = self._givers(self._running, sequence.tenant)
-            if not givers:
+            giver = self._preemption.giver(self._running, sequence.tenant)
+            if giver is None:
                 return
-            most = max((self._ledger.group(giver) for giver in givers), key=lambda group: group.over)
-            self._retract(next(giver for giver in reversed(givers) if giver.tenant == most.name))
+            self._retract(giver)
 
     def _promised(self) -> dict[str, int]:
         """What admitted prefills still need, and one token of each running sequence."""

@@ -89,4 +89,4 @@ def test_an_emptied_namespace_leaves_nothing(cache: RadixCache, put: Put) -> Non
     put("ab", 10, "tenant-1")
     cache.evict(2)
     assert cache.usage() == {}
-    assert cache.shares[""].num_evicted == {"pressure": 2, "quota": 0}
+    assert cache.shares[""].num_evicted == {"pressure": 2, "quota": 0, "ttl": 0, "purge": 0}

@@ -340,7 +340,7 @@ class CacheMachine(RuleBasedStateMachine):
                 sum(token.num_locks > 0 for token in held),
             )
         groups = self.cache.shares.groups()
-        assert sum(sum(group.num_evicted.values()) for group in groups) == self.oracle.num_evicted
+        assert sum(group.num_evicted_tokens for group in groups) == self.oracle.num_evicted
         assert all(group.num_cross_evicted_tokens == 0 for group in groups)
 
     def teardown(self) -> None:

@@ -121,12 +121,32 @@ def test_under_pressure_the_one_most_over_its_share_pays(stepper: Make, greedy: 
     assert held(loop, "light") <= 240 - (300 - 120)
 
 
+def test_what_nobody_uses_for_its_time_to_live_goes(stepper: Make, greedy: Make) -> None:
+    loop = stepper()
+    loop.scheduler.set_share("brief", Share(ttl_seconds=10))
+    for tenant in ("brief", "other"):
+        loop.generate(prompt(1, 30), greedy(2), namespace=tenant, tenant=tenant)
+    loop.now += 6
+    loop.generate(prompt(1, 10), greedy(2), namespace="brief", tenant="brief")
+    assert loop.cached(2) == 9
+    loop.now += 6
+    assert loop.scheduler.next_due <= loop.now
+    loop.step()
+    assert (held(loop, "brief"), held(loop, "other")) == (11, 31), "what was used 6 seconds ago stays"
+    loop.now += 12
+    loop.step()
+    assert (held(loop, "brief"), held(loop, "other")) == (0, 31)
+    assert loop.scheduler.next_due is None, "nothing is left to expire"
+    assert loop.scheduler.tenant_usage()["brief"].evicted_by_cause["ttl"] == 32
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"min_tokens": -1}, "min_tokens: got -1; must be an integer of at least 0"),
         ({"max_tokens": 0}, "max_tokens: got 0; must be an integer of at least 1"),
         ({"min_tokens": 5, "max_tokens": 4}, "max_tokens: got 4; must be at least min_tokens"),
+        ({"ttl_seconds": 0}, "ttl_seconds: got 0; must be a number from 1 to 31536000, or None"),
         ({"weight": 0}, "weight: got 0; must be a number from 0.01 to 1000"),
     ],
 )

@@ -422,7 +422,10 @@ def test_a_dropped_tenant_leaves_no_key_or_value_behind(arithmetic: Any) -> None
     with InferenceEngine(arithmetic(), EngineConfig(max_cache_tokens=256)) as engine:
         for tenant in ("acme", "globex"):
             engine.generate(
-                [[1, 2, 3, 4, 5]], SamplingParams(max_tokens=4, ignore_eos=True), namespace=tenant, tenant=tenant
+                [[1, 2, 3, 4, 5]],
+                SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True),
+                namespace=tenant,
+                tenant=tenant,
             )
         assert int(engine._pool.keys[0][:16].abs().sum()) > 0
         assert engine.drop_tenant("acme") == 8
@@ -436,7 +439,12 @@ def test_a_dropped_tenant_leaves_no_key_or_value_behind(arithmetic: Any) -> None
 def test_an_idle_engine_lets_go_of_what_has_outlived_its_time(arithmetic: Any) -> None:
     with InferenceEngine(arithmetic(), EngineConfig(max_cache_tokens=256)) as engine:
         engine.set_share("brief", Share(ttl_seconds=1))
-        engine.generate([[1, 2, 3]], SamplingParams(max_tokens=2, ignore_eos=True), namespace="brief", tenant="brief")
+        engine.generate(
+            [[1, 2, 3]],
+            SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True),
+            namespace="brief",
+            tenant="brief",
+        )
         assert engine.cache_usage_by_tenant()["brief"].kv_tokens == 4
         deadline = time.monotonic() + 60
         while engine.cache_usage_by_tenant()["brief"].kv_tokens:

@@ -110,8 +110,9 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch | None:
         """The step's work, or None if there is nothing to compute."""
         self._cache.now = now = self._clock()
+        cancelled = self._take_cancelled()  # before the arrivals: who was cancelled has arrived, and is found in line
         self._waiting.line_up(self._running)
-        self._end_cancelled_and_overdue(now)
+        self._end_early(cancelled, now)
         self._expire(now)
         self._reclaim()
         works = self._select()
@@ -235,9 +236,12 @@ class Scheduler:
                 self._ledger.expire(self._cache.shares[tenant], now - ttl)
                 self._next_expiry[tenant] = now + ttl / 8
 
-    def _end_cancelled_and_overdue(self, now: float) -> None:
+    def _take_cancelled(self) -> set[int]:
         with self._cancelled_mutex:
             cancelled, self._cancelled = self._cancelled, set()
+        return cancelled
+
+    def _end_early(self, cancelled: set[int], now: float) -> None:
         for sequence in [*self._running, *self._waiting]:
             reason: FinishReason
             if sequence.request_id in cancelled:

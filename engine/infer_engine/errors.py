@@ -5,6 +5,7 @@
         ConfigError       a field of a configuration: the message names it, what was given and what is allowed
         InvalidRequestError
         ModelLoadError    the model is missing, damaged or of a kind that we refuse
+          DigestMismatchError   it is not the one that was asked for
       RetryableError      nothing is wrong with the request: try again after `retry_ms`
         QueueFullError
         EngineClosedError
@@ -42,6 +43,10 @@ class InvalidRequestError(RejectedError):
 
 class ModelLoadError(RejectedError):
     code = "model_load_failed"
+
+
+class DigestMismatchError(ModelLoadError):
+    code = "digest_mismatch"
 
 
 class RetryableError(InferEngineError):

@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
+from redis.asyncio import Redis
+
 from infer_operator.builders import Context, secret
 from infer_operator.builders import manifest as m
-from infer_operator.kube import CHILDREN, SECRET, Kind, Kube, Object
+from infer_operator.kube import CHILDREN, OPTIONAL, SECRET, Kind, Kube, Object
 from infer_operator.metrics import Metrics
+from infer_operator.rounds import LOOK_SECONDS
 from infer_operator.state import Key, Resource
 from infer_operator.store import Store
-from infer_server.contract.store import DocumentStore, StoreUnavailableError
+from infer_server.contract.store import DocumentStore, StoreUnavailableError, connection
 from infer_server.contract.sweep import StoreSweep
 
-SECRET_SECONDS = 60.0
-"""How long a Secret that was read is taken for the newest. Pods that come and go would read all tenants' again and again."""
+FRESH_PART = 2 / 3
+"""of the time between two looks at a resource: so long a Secret that was read is taken for the newest. Pods that come and go
+would ask for all tenants' again and again."""
 
 SWEEPS_AFTER_DELETION = 5
 """How often a store that only a deleted resource used is still looked for: mostly it went with the resource."""
 
-KINDS = {kind.name: kind for kind in CHILDREN}
+KINDS = {kind.name: kind for kind in (*CHILDREN, *OPTIONAL)}
 
 
 @dataclass(slots=True)
@@ -36,33 +40,50 @@ class _Seen:
     mark: object
     until: float
     secrets: dict[str, Object | None] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
+    """of those, the ones that may have changed meanwhile"""
 
 
 @dataclass(slots=True)
-class _Connection:
-    url: str
-    documents: DocumentStore
+class _Pool:
+    """Connections to one store, and who uses them."""
+
+    redis: Redis
+    users: dict[Key, DocumentStore] = field(default_factory=dict)
 
 
 class Secrets:
-    """Secrets by name. None is ever watched, so the API server sends us none that we did not ask for."""
+    """Secrets by name. None is ever watched, so the API server sends us none that we did not ask for.
 
-    def __init__(self, kube: Kube, clock: Callable[[], float] = time.monotonic) -> None:
+    What was read stays here. After a while it is asked for its version alone, and read again if that has changed: a Secret that
+    somebody edits or deletes is noticed with the next look at its resource (rounds.py).
+    """
+
+    def __init__(self, kube: Kube, fresh_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube = kube
+        self._fresh_seconds = fresh_seconds
         self._clock = clock
         self._seen: dict[Key, _Seen] = {}
 
     def expect(self, key: Key, mark: object) -> None:
-        """From here on what was read before is too old if the resource was edited (another `mark`), or after a while."""
+        """From here on what was read before is too old if the resource was edited (another `mark`), in doubt after a while."""
         seen = self._seen.get(key)
-        if seen is None or seen.mark != mark or self._clock() >= seen.until:
-            self._seen[key] = _Seen(mark, self._clock() + SECRET_SECONDS)
+        if seen is None or seen.mark != mark:
+            self._seen[key] = _Seen(mark, self._clock() + self._fresh_seconds)
+        elif self._clock() >= seen.until:
+            seen.doubtful, seen.until = set(seen.secrets), self._clock() + self._fresh_seconds
 
     async def read(self, key: Key, name: str) -> Object | None:
-        seen = self._seen[key].secrets
-        if name not in seen:
-            seen[name] = await self._kube.read(SECRET, key.namespace, name)
-        return seen[name]
+        """`name` is `NAMESPACE/NAME` for one in another namespace than the resource's; likewise in `delete`."""
+        seen = self._seen[key]
+        if name in seen.doubtful and name in seen.secrets:
+            version = await self._kube.version(SECRET, *_where(key, name))
+            if version != _version(seen.secrets[name]):
+                del seen.secrets[name]
+        seen.doubtful.discard(name)
+        if name not in seen.secrets:
+            seen.secrets[name] = await self._kube.read(SECRET, *_where(key, name))
+        return seen.secrets[name]
 
     async def read_anew(self, key: Key, name: str) -> Object | None:
         self._seen[key].secrets.pop(name, None)
@@ -70,25 +91,50 @@ class Secrets:
 
     async def create(self, key: Key, manifest: Object) -> Object:
         """Raises ApiError 409 if there is one of that name."""
-        name = manifest["metadata"]["name"]
+        name = _name(key, manifest)
         self._seen[key].secrets.pop(name, None)
         made = await self._kube.create(manifest, SECRET)
         self._seen[key].secrets[name] = made
         return made
 
+    async def patch(self, key: Key, found: Object, data: Mapping[str, str | None]) -> Object:
+        """Into this very Secret; None takes an entry away."""
+        name, uid = _name(key, found), found["metadata"]["uid"]
+        self._seen[key].secrets.pop(name, None)
+        patched = await self._kube.merge(SECRET, *_where(key, name), {"metadata": {"uid": uid}, "data": data})
+        self._seen[key].secrets[name] = patched
+        return patched
+
     async def delete(self, key: Key, name: str, uid: str) -> None:
         self._seen[key].secrets.pop(name, None)
-        await self._kube.delete(SECRET, key.namespace, name, uid)
+        await self._kube.delete(SECRET, *_where(key, name), uid)
 
     def forget(self, key: Key) -> None:
         self._seen.pop(key, None)
 
 
+def _name(key: Key, secret: Object) -> str:
+    meta = secret["metadata"]
+    name: str = meta["name"]
+    return name if meta["namespace"] == key.namespace else f"{meta['namespace']}/{name}"
+
+
+def _where(key: Key, name: str) -> tuple[str, str]:
+    """Namespace and name."""
+    namespace, _, plain = name.rpartition("/")
+    return namespace or key.namespace, plain
+
+
+def _version(found: Object | None) -> str | None:
+    return None if found is None else found["metadata"]["resourceVersion"]
+
+
 class QuotaStores:
-    """Connections to the stores of all resources. Only the event loop uses them."""
+    """Connections to the stores of all resources, shared by those of one URL. Only the event loop uses them."""
 
     def __init__(self) -> None:
-        self._connections: dict[Key, _Connection] = {}
+        self._pools: dict[str, _Pool] = {}
+        self._urls: dict[Key, str] = {}
         self._sweeps: dict[str, StoreSweep] = {}
         self._left: dict[str, int] = {}
         """stores whose resources went without cleaning up -> how often they are still to be swept"""
@@ -96,20 +142,21 @@ class QuotaStores:
         """set once we lead: the Lease's uid, which no other operator has"""
 
     async def documents(self, key: Key, url: str) -> DocumentStore:
-        known = self._connections.get(key)
-        if known is None or known.url != url:
+        if self._urls.get(key) != url:
             await self.forget(key)
-            try:
-                documents = DocumentStore(url, key.namespace, key.name)
-            except ValueError as error:
-                raise StoreUnavailableError(f"the quota store's URL is wrong: {error}") from error
-            known = self._connections[key] = _Connection(url, documents)
-        return known.documents
+            if url not in self._pools:
+                try:
+                    self._pools[url] = _Pool(connection(url))
+                except ValueError as error:
+                    raise StoreUnavailableError(f"the quota store's URL is wrong: {error}") from error
+            pool = self._pools[url]
+            pool.users[key] = DocumentStore(pool.redis, key.namespace, key.name)
+            self._urls[key] = url
+        return self._pools[url].users[key]
 
     def url(self, key: Key) -> str | None:
         """The last that was used for this resource."""
-        known = self._connections.get(key)
-        return known.url if known else None
+        return self._urls.get(key)
 
     def sweep(self, url: str) -> StoreSweep:
         if url not in self._sweeps:
@@ -117,7 +164,7 @@ class QuotaStores:
         return self._sweeps[url]
 
     def urls(self) -> set[str]:
-        return {connection.url for connection in self._connections.values()} | self._left.keys()
+        return self._pools.keys() | self._left.keys()
 
     def leave(self, key: Key) -> None:
         """The resource went without cleaning up: its store is swept a few times more, also if no other resource uses it."""
@@ -132,10 +179,15 @@ class QuotaStores:
                 await self._drop_sweep(url)
 
     async def forget(self, key: Key) -> None:
-        known = self._connections.pop(key, None)
-        if known is not None:
-            await known.documents.close()
-            await self._drop_sweep(known.url)
+        url = self._urls.pop(key, None)
+        if url is None:
+            return
+        pool = self._pools[url]
+        del pool.users[key]
+        if not pool.users:
+            del self._pools[url]
+            await pool.redis.aclose()
+            await self._drop_sweep(url)
 
     async def _drop_sweep(self, url: str) -> None:
         if url not in self.urls() and url in self._sweeps:
@@ -143,19 +195,24 @@ class QuotaStores:
 
     async def close(self) -> None:
         self._left.clear()
-        for key in list(self._connections):
+        for key in list(self._urls):
             await self.forget(key)
         for url in list(self._sweeps):
             await self._sweeps.pop(url).close()
 
 
 class Cluster:
-    def __init__(self, kube: Kube, store: Store, context: Context, metrics: Metrics) -> None:
+    def __init__(
+        self, kube: Kube, store: Store, context: Context, metrics: Metrics, look_seconds: float = LOOK_SECONDS
+    ) -> None:
         self.kube = kube
         self.store = store
         self.context = context
+        """replaced when the server comes to know PodMonitors, or forgets them"""
         self.metrics = metrics
-        self.secrets = Secrets(kube)
+        self.only_namespace = ""
+        """the one that the operator looks after, with rights nowhere else; empty: all"""
+        self.secrets = Secrets(kube, look_seconds * FRESH_PART)
         self.stores = QuotaStores()
         self.stubborn: dict[tuple[Key, str], tuple[str, ...]] = {}
         """by object: what the API server did not take over when we applied it. Applying it again would never end."""

@@ -14,10 +14,11 @@ import msgspec
 from infer_operator import spec, table
 from infer_operator.backends import model_here, probe
 from infer_operator.backends.local import HOST
-from infer_operator.backends.state_dir import AlreadyRunningError, StateDir, StateDirError, default_home
+from infer_operator.backends.state_dir import AlreadyRunningError, StateDir, StateDirError
 from infer_operator.endpoints import PortsExhaustedError
 from infer_operator.status import BAD_WHEN_TRUE, Status
 from infer_operator.up import Options, StartError, Up
+from infer_server.contract.state_home import state_home
 
 
 def up(argv: list[str]) -> int:
@@ -37,7 +38,7 @@ def up(argv: list[str]) -> int:
     unused = spec.without_effect_here(deployment)
     if unused:
         _say(f"without effect on one machine: {', '.join(unused)}")
-    state = StateDir(args.state_dir or default_home() / name)
+    state = StateDir(args.state_dir or state_home() / name)
     try:
         state.prepare()
         with state.locked():
@@ -78,7 +79,7 @@ def _find(name: str | None, directory: Path | None) -> StateDir:
     """Raises StateDirError that says what there is."""
     if directory is not None:
         return StateDir(directory)
-    home = default_home()
+    home = state_home()
     if name is not None:
         return StateDir(home / name)
     found = sorted(path.parent for path in home.glob("*/resource.json"))

@@ -6,33 +6,24 @@ running. Why an engine refuses a model is in its log alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from infer_operator.builders import manifest as m
-from infer_operator.builders.deployment import FETCH
+from infer_operator.builders.model import FETCH
 from infer_operator.state import Resource
-from infer_operator.status import Finding, Health, Pods
-
-Observed = Mapping[str, Any]
+from infer_operator.status import STUCK, Finding, Health, Pods
+from infer_operator.troubles import Observed, condition, containers, last_words, troubles
 
 SHOWN_PODS = 3
-TROUBLE = (
-    "CrashLoopBackOff",
-    "ImagePullBackOff",
-    "ErrImagePull",
-    "ErrImageNeverPull",
-    "InvalidImageName",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-)
-"""reasons of waiting containers that don't pass by themselves"""
+EXIT_MISMATCH = 3
+"""of `inferengine fetch`: the model is not the one that model.digest asks for; a contract test compares it"""
 
 
-def health(resource: Resource, deployment: Observed | None, pods: Sequence[Observed]) -> Health:
-    """`pods`: those that serve, also ones that end."""
-    live = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+def health(
+    resource: Resource, deployment: Observed | None, pods: Sequence[Observed], store_pods: Sequence[Observed] = ()
+) -> Health:
+    """`pods`: those that serve; `store_pods`: of the embedded quota store; both with ones that end."""
+    live, store_live = _live(pods), _live(store_pods)
     status = (deployment or {}).get("status") or {}
     wanted = ((deployment or {}).get("spec") or {}).get("replicas", 1)
     available = status.get("availableReplicas", 0)
@@ -48,29 +39,31 @@ def health(resource: Resource, deployment: Observed | None, pods: Sequence[Obser
         others={
             "ModelReady": _model(live),
             "Progressing": _progressing(deployment, wanted),
-            "Degraded": _degraded(deployment, live),
+            "Degraded": _degraded(deployment, [*live, *store_live]),
         },
         pods=Pods(status.get("replicas", 0), status.get("readyReplicas", 0), selector),
     )
 
 
+def _live(pods: Sequence[Observed]) -> list[Observed]:
+    return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+
 def _model(pods: Sequence[Observed]) -> Finding:
     """A pod that was ready once has loaded its model: readiness says so."""
-    if any(_condition(pod, "Ready") == "True" for pod in pods):
+    if any(condition(pod, "Ready") == "True" for pod in pods):
         return Finding(True, "Loaded")
-    fetching = [
-        container for pod in pods for container in _containers(pod, "initContainerStatuses") if _fetches(container)
-    ]
+    fetching = [one for pod in pods for one in containers(pod, "initContainerStatuses") if _fetches(one)]
     for container in fetching:
         ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated")
         if ended:
-            told = (ended.get("message") or f"exit code {ended.get('exitCode')}").strip()
-            return Finding(
-                False, "FetchFailed", f"the model can't be fetched: {told}; the log of container {FETCH} says more"
-            )
+            if ended.get("exitCode") == EXIT_MISMATCH:
+                return Finding(False, "DigestMismatch", last_words(ended))
+            told = f"the model can't be fetched: {last_words(ended)}; the log of container {FETCH} says more"
+            return Finding(False, "FetchFailed", told)
     if fetching:
         return Finding(False, "Fetching", "the model is being fetched")
-    if any("running" in container.get("state", {}) for pod in pods for container in _containers(pod)):
+    if any("running" in container.get("state", {}) for pod in pods for container in containers(pod)):
         return Finding(False, "Loading", "a pod loads the model; if that lasts, its log says why")
     return Finding(None, "NoPodRunning", "no pod has come so far")
 
@@ -85,8 +78,8 @@ def _progressing(deployment: Observed | None, wanted: int) -> Finding:
     if deployment is None:
         return Finding(True, "Creating", "the Deployment is not there yet")
     status = deployment.get("status") or {}
-    if _condition(deployment, "Progressing", "reason") == "ProgressDeadlineExceeded":
-        return Finding(False, "Stuck", "the rollout doesn't get on")
+    if condition(deployment, "Progressing", "reason") == "ProgressDeadlineExceeded":
+        return Finding(False, STUCK, "the rollout doesn't get on")
     if status.get("observedGeneration") != deployment["metadata"].get("generation"):
         return Finding(True, "RollingOut", "the newest template has not been looked at yet")
     updated, all, ready = (status.get(name, 0) for name in ("updatedReplicas", "replicas", "availableReplicas"))
@@ -99,39 +92,16 @@ def _progressing(deployment: Observed | None, wanted: int) -> Finding:
 
 def _degraded(deployment: Observed | None, pods: Sequence[Observed]) -> Finding:
     if deployment is not None:
-        failure = _condition(deployment, "ReplicaFailure", "message")
-        if failure is not None and _condition(deployment, "ReplicaFailure") == "True":
+        failure = condition(deployment, "ReplicaFailure", "message")
+        if failure is not None and condition(deployment, "ReplicaFailure") == "True":
             return Finding(True, "PodsRefused", failure)
-    troubles = [trouble for pod in pods for trouble in _troubles(pod)]
-    if troubles:
-        reason = troubles[0][0]
-        shown = [message for _, message in troubles[:SHOWN_PODS]]
-        rest = [f"and {len(troubles) - SHOWN_PODS} more"] if len(troubles) > SHOWN_PODS else []
+    found = troubles(pods)
+    if found:
+        reason = found[0][0]
+        shown = [message for _, message in found[:SHOWN_PODS]]
+        rest = [f"and {len(found) - SHOWN_PODS} more"] if len(found) > SHOWN_PODS else []
         return Finding(True, reason, "\n".join(shown + rest))
-    if deployment is not None and _condition(deployment, "Progressing", "reason") == "ProgressDeadlineExceeded":
-        told = _condition(deployment, "Progressing", "message") or ""
+    if deployment is not None and condition(deployment, "Progressing", "reason") == "ProgressDeadlineExceeded":
+        told = condition(deployment, "Progressing", "message") or ""
         return Finding(True, "ProgressDeadlineExceeded", f"{told} The pods' events and logs say why")
     return Finding(False, "AsExpected")
-
-
-def _troubles(pod: Observed) -> Iterator[tuple[str, str]]:
-    """(reason, message) of what keeps it from running."""
-    name = pod["metadata"]["name"]
-    if _condition(pod, "PodScheduled", "reason") == "Unschedulable":
-        yield "Unschedulable", f"pod {name} finds no node: {_condition(pod, 'PodScheduled', 'message')}"
-    for container in (*_containers(pod, "initContainerStatuses"), *_containers(pod)):
-        waiting = container.get("state", {}).get("waiting") or {}
-        if waiting.get("reason") in TROUBLE:
-            yield (
-                waiting["reason"],
-                f"pod {name}, container {container['name']}: {waiting.get('message') or waiting['reason']}",
-            )
-
-
-def _containers(pod: Observed, field: str = "containerStatuses") -> list[Observed]:
-    return (pod.get("status") or {}).get(field) or []
-
-
-def _condition(thing: Observed, type: str, field: str = "status") -> str | None:
-    conditions = (thing.get("status") or {}).get("conditions") or ()
-    return next((condition.get(field) for condition in conditions if condition["type"] == type), None)

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from infer_operator import finalizer
+from infer_operator.backends import copies
 from infer_operator.backends.kubernetes import KubernetesBackend, write_status
 from infer_operator.backends.protocol import RefusedError
 from infer_operator.backends.tenants import is_owned
@@ -71,30 +72,30 @@ class Controller:
             except StoreUnavailableError as error:
                 raise WaitingError(f"deletion waits for the quota store: {error}") from error
         raw = await finalizer.ensure(self._cluster, raw)
-        await self._bring_nearer(key, raw, resource)
-        return None
+        return await self._bring_nearer(key, raw, resource)
 
     async def _gone(self, key: Key) -> None:
         """The garbage collector deletes what it owned. If somebody took our finalizer away, keys are left in its store."""
+        await copies.take_back(self._cluster, key)
         url = self._cluster.stores.url(key)
         if url is not None:
             self._cluster.stores.leave(key)
             await self._sweep(url)
         await self._cluster.forget(key)
 
-    async def _bring_nearer(self, key: Key, raw: Object, resource: Resource) -> None:
+    async def _bring_nearer(self, key: Key, raw: Object, resource: Resource) -> float | None:
         backend = KubernetesBackend(self._cluster, key, raw, resource)
         try:
             await backend.prepare()
             outcome = await reconcile(key, backend, clock=self._clock)
         except (RefusedError, PortsExhaustedError) as error:  # nothing else can be done before that is mended
-            await self._tell(
-                raw, {"Degraded": ("True", "Blocked", str(error)), "Ready": ("False", "Blocked", str(error))}
-            )
+            why = ("Blocked", str(error))
+            await self._tell(raw, {"Degraded": ("True", *why), "Stalled": ("True", *why), "Ready": ("False", *why)})
             raise WaitingError(str(error)) from error
         await backend.label_pods()
         if outcome.retry:
             raise WaitingError("waits for the quota store, or for an object that was refused; its status says which")
+        return outcome.look_again
 
     async def _not_understood(self, key: Key, raw: Object, error: SpecError) -> None:
         """A resource of another version of its schema, say: what runs goes on, and the resource may be deleted."""
@@ -102,9 +103,8 @@ class Controller:
             log.error("%s: deleted without cleaning its quota store, for it is not understood: %s", key, error)
             await finalizer.release(self._cluster, raw)
             return
-        message = "\n".join(error.errors)
-        told = {"Accepted": ("False", "Invalid", message), "Ready": ("False", "Invalid", message)}
-        await self._tell(raw, told)
+        why = ("Invalid", "\n".join(error.errors))
+        await self._tell(raw, {"Accepted": ("False", *why), "Stalled": ("True", *why), "Ready": ("False", *why)})
 
     async def _tell(self, raw: Object, conditions: Mapping[str, tuple[str, str, str]]) -> None:
         """Into its status, if it is news."""

@@ -1,8 +1,8 @@
 """A resource that is being deleted in; nothing of it left behind, then it may go. Level-triggered like the rest.
 
 F1. Before anything of a resource enters a store, the resource has our finalizer: then it can't go without us.
-F2. The order: endpoints close (a document without tenants), pods drain and end, the store's keys go, the finalizer goes. The
-    garbage collector deletes the objects, which the resource owns.
+F2. The order: endpoints close (a document without tenants), copies of Secrets in other namespaces go, pods drain and end, the
+    store's keys go, the finalizer goes. The garbage collector deletes the objects, which the resource owns.
 F3. It ends also if the store never answers again (deleted first, with its namespace say): after PATIENCE_SECONDS the resource
     goes, and the sweep deletes the keys if that store comes back.
 """
@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
+from infer_operator.backends import copies
 from infer_operator.backends.tenants import is_owned
 from infer_operator.builders import configmap, secret
 from infer_operator.builders import manifest as m
@@ -84,6 +85,7 @@ class Farewell:
         except (StoreUnavailableError, RevisionConflictError) as error:
             self._give_up_or_raise(error)
             documents = None
+        await copies.take_back(self._cluster, self._key)
         if not await self._are_pods_gone():
             return LOOK_AGAIN_SECONDS
         if documents is not None:

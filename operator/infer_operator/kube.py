@@ -21,8 +21,12 @@ Object = dict[str, Any]
 
 FIELD_MANAGER = "inferengine-operator"
 _OURS = {"fieldManager": FIELD_MANAGER}
+JSON = "application/json"
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 REQUEST_SECONDS = 30.0
 PAGE_ITEMS = 500
+REFUSALS = (400, 403, 422)
+"""What the API server answers to content that it will not take today either: invalid, over a quota, against a policy."""
 WATCH_SECONDS = (540, 660)
 """A watch ends after about ten minutes; the list that follows it is the sweep. Spread, so that not all end at once."""
 # A bookmark comes once a minute: longer silence is a dead connection, or a resourceVersion from the future, which the server
@@ -66,6 +70,7 @@ SECRET = Kind("Secret", "v1", "secrets")
 CONFIG_MAP = Kind("ConfigMap", "v1", "configmaps")
 POD = Kind("Pod", "v1", "pods")
 DEPLOYMENT = Kind("Deployment", "apps/v1", "deployments")
+NAMESPACE = Kind("Namespace", "v1", "namespaces")
 EVENT = Kind("Event", "v1", "events")
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
 CHILDREN = (
@@ -79,6 +84,8 @@ CHILDREN = (
     Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
 )
 """What the operator makes and watches. Secrets are not among them: they are read by name, one at a time."""
+OPTIONAL = (Kind("PodMonitor", "monitoring.coreos.com/v1", "podmonitors"),)
+"""What it makes and watches where the server knows them: definitions may come and go while it runs."""
 
 
 async def connect() -> client.ApiClient:
@@ -112,6 +119,18 @@ class Kube:
             if error.status == 404:
                 return None
             raise
+
+    async def version(self, kind: Kind, namespace: str, name: str) -> str | None:
+        """The resourceVersion alone, without content: from the server's cache, so it may be a moment old."""
+        self._on_request("get", kind.name)
+        path = kind.path(namespace, name)
+        try:
+            found = await self._request("GET", path, query={"resourceVersion": "0"}, accept=METADATA_ONLY)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return str(found["metadata"]["resourceVersion"])
 
     async def exists(self, kind: Kind, namespace: str = "") -> bool:
         """Whether the server knows the kind."""
@@ -213,10 +232,11 @@ class Kube:
         method: str,
         path: str,
         body: Object | None = None,
-        content_type: str = "application/json",
+        content_type: str = JSON,
         query: Mapping[str, str] = MappingProxyType({}),
+        accept: str = JSON,
     ) -> Object:
-        response = await self._open(method, path, body, content_type, query)
+        response = await self._open(method, path, body, content_type, query, accept=accept)
         try:
             answer: Object = json.loads(await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -228,9 +248,10 @@ class Kube:
         method: str,
         path: str,
         body: Object | None = None,
-        content_type: str = "application/json",
+        content_type: str = JSON,
         query: Mapping[str, str] = MappingProxyType({}),
         limit: float | aiohttp.ClientTimeout = REQUEST_SECONDS,
+        accept: str = JSON,
     ) -> aiohttp.ClientResponse:
         parameters = await self._api.param_serialize(
             method,
@@ -238,7 +259,7 @@ class Kube:
             query_params=[(name, value) for name, value in query.items() if value],
             body=body,
             auth_settings=["BearerToken"],
-            header_params={"Accept": "application/json", "Content-Type": content_type},
+            header_params={"Accept": accept, "Content-Type": content_type},
         )
         try:
             answer = await self._api.call_api(*parameters, _request_timeout=limit)

@@ -15,8 +15,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import kopf
@@ -26,12 +26,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from infer_operator.builders import Context
 from infer_operator.cluster import Cluster
 from infer_operator.controller import Controller
-from infer_operator.kube import CHILDREN, POD, RESOURCE, Kube, KubeError, Object, connect
+from infer_operator.kube import CHILDREN, OPTIONAL, POD, RESOURCE, Kube, KubeError, Object, connect
 from infer_operator.lease import Lease
 from infer_operator.metrics import Metrics
+from infer_operator.rounds import LOOK_SECONDS, Rounds
 from infer_operator.state import Key
-from infer_operator.store import Store, follow
-from infer_operator.workqueue import WorkQueue
+from infer_operator.store import Store, follow, follow_where_known
+from infer_operator.workqueue import Lane, WorkQueue
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Options:
     """of /metrics and /healthz; 0: none"""
     context: Context
     sweep_seconds: float = SWEEP_SECONDS
+    look_seconds: float = LOOK_SECONDS
 
 
 def operator(argv: list[str]) -> int:
@@ -91,9 +93,17 @@ def parse(argv: list[str]) -> Options:
         default=SWEEP_SECONDS,
         help="between two full looks at everything (default: %(default)g)",
     )
+    parser.add_argument(
+        "--look-seconds",
+        type=float,
+        default=LOOK_SECONDS,
+        help="between two looks at one resource of which nothing was heard (default: %(default)g)",
+    )
     args = parser.parse_args(argv)
     context = Context(image=args.image, image_pull_policy=args.image_pull_policy, operator_namespace=inside)
-    return Options(args.namespace, args.watch_namespace, args.metrics_port, context, args.sweep_seconds)
+    return Options(
+        args.namespace, args.watch_namespace, args.metrics_port, context, args.sweep_seconds, args.look_seconds
+    )
 
 
 async def run(options: Options) -> int:
@@ -144,15 +154,18 @@ class Operator:
 
     async def run(self, operator_id: str) -> None:
         """Until a signal. Raises what ended one of the tasks."""
-        cluster = Cluster(self._kube, self.store, self._options.context, self.metrics)
+        cluster = Cluster(self._kube, self.store, self._options.context, self.metrics, self._options.look_seconds)
         cluster.stores.operator_id = operator_id
+        cluster.only_namespace = self._options.watch_namespace
         controller = Controller(cluster)
         try:
             async with asyncio.TaskGroup() as group:
                 # Ours first: at its end kopf cancels every task that is younger than itself.
                 tasks = [group.create_task(self._sweep(controller))]
-                tasks += await self._follow_all(group)
+                tasks += await self._follow_all(group, cluster)
                 tasks.append(group.create_task(self.queue.run(controller.reconcile)))
+                rounds = Rounds(self.store.resources, self.queue.add, self._options.look_seconds)
+                tasks.append(group.create_task(rounds.run()))
                 self.running = True
                 await kopf.operator(**self._kopf())
                 for task in tasks:
@@ -161,7 +174,7 @@ class Operator:
             self.running = False
             await cluster.stores.close()
 
-    async def _follow_all(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+    async def _follow_all(self, group: asyncio.TaskGroup, cluster: Cluster) -> list[asyncio.Task[None]]:
         """Before any work: what is there already?"""
         namespace = self._options.watch_namespace
         tasks, listed = [], []
@@ -169,9 +182,27 @@ class Operator:
             event = asyncio.Event()
             listed.append(event)
             tasks.append(group.create_task(follow(self._kube, self.store, kind, event, namespace)))
+        for kind in OPTIONAL:
+            event = asyncio.Event()
+            listed.append(event)
+            tell = self._tell_known(cluster, event)
+            again = self._options.sweep_seconds
+            tasks.append(group.create_task(follow_where_known(self._kube, self.store, kind, tell, namespace, again)))
         await asyncio.gather(*(event.wait() for event in listed))
         await self._list_resources()
         return tasks
+
+    def _tell_known(self, cluster: Cluster, looked: asyncio.Event) -> Callable[[bool], None]:
+        """With a kind that comes or goes, every resource has something to make, or nothing left of it."""
+
+        def tell(known: bool) -> None:
+            looked.set()
+            if cluster.context.pod_monitors != known:
+                cluster.context = replace(cluster.context, pod_monitors=known)
+                for raw in self.store.resources():
+                    self.queue.add(Key(raw["metadata"]["namespace"], raw["metadata"]["name"]), Lane.RESYNC)
+
+        return tell
 
     async def _list_resources(self) -> None:
         items, version = await self._kube.list(RESOURCE, namespace=self._options.watch_namespace)

@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from infer_operator import endpoints, keys, status
+import msgspec
+
+from infer_operator import endpoints, following, keys, status
 from infer_operator.backends.protocol import Backend, RefusedError
 from infer_operator.builders import document as document_builder
+from infer_operator.spec import TenantSpec
 from infer_operator.state import (
     Change,
     Content,
@@ -44,8 +47,11 @@ class Outcome:
     changes: tuple[Change, ...]
     """what was carried out"""
     status: status.Status | None
+    """None: there is no resource, or pods are just about to take over what was written: too soon to say"""
     retry: bool
     """Something is left to do that waits for the store, or for an object that was refused."""
+    look_again: float | None = None
+    """seconds after which pods may have reported what they have not yet"""
 
 
 def mint_tenant(name: str, port: int) -> TenantRecord:
@@ -78,6 +84,9 @@ async def reconcile(
     revision = max(
         [observed.last_revision, *(c.document.version.revision for c in done if isinstance(c, WriteDocument))]
     )
+    health = await backend.health(key)
+    if health.reports and any(isinstance(change, WriteDocument) for change in done):
+        return Outcome(tuple(done), None, retry=bool(refused), look_again=following.FIRST_LOOK_SECONDS)
     facts = status.Facts(
         resource=resource,
         access={name: backend.access(key, record) for name, record in records.items()},
@@ -85,25 +94,37 @@ async def reconcile(
         refused=(*observed.damaged, *refused),
         store_error=store_error,
         document_revision=revision,
-        programmed=store_error is None,
-        health=await backend.health(key),
+        programmed=following.programmed(resource.uid, revision, health.reports, store_error),
+        health=health,
     )
     reported = await report(key, backend, facts, clock())
-    return Outcome(tuple(done), reported, retry=store_error is not None or bool(refused))
+    retry = store_error is not None or bool(refused)
+    return Outcome(tuple(done), reported, retry, following.look_again(reported, clock()))
 
 
 def assign(
     resource: Resource, observed: Observed, claim: Callable[[int], bool], mint: Mint, now: float
 ) -> dict[str, TenantRecord]:
     """Each tenant's record: the one it has, or a new one. So a uid lasts as long as the tenant is in the resource."""
-    names = [tenant.name for tenant in resource.deployment.spec.tenants]
+    tenants = resource.deployment.spec.tenants
+    names = [tenant.name for tenant in tenants]
     known = {**observed.recovered, **observed.records}
     newcomers = [name for name in names if name not in known]
     taken = [record.port for record in known.values()]
     wanted = resource.deployment.spec.endpoints.port_range
     ports = range(wanted.first, wanted.last + 1)
     given = endpoints.allocate(newcomers, taken, observed.retired_ports, claim, now, ports)
-    return {name: known.get(name) or mint(name, given[name]) for name in names}
+    records = {name: known.get(name) or mint(name, given[name]) for name in names}
+    return {tenant.name: with_fitting_keys(records[tenant.name], tenant, mint) for tenant in tenants}
+
+
+def with_fitting_keys(record: TenantRecord, tenant: TenantSpec, mint: Mint) -> TenantRecord:
+    """A pair of ours is forgotten when the tenant brings keys of its own, and never comes back."""
+    if tenant.auth is not None:
+        return msgspec.structs.replace(record, client_public_key="", client_secret_key="")
+    if record.client_public_key:
+        return record
+    return msgspec.structs.replace(mint(record.name, record.port), uid=record.uid)
 
 
 def compare(
@@ -116,7 +137,7 @@ def compare(
     same: Same,
 ) -> Iterator[Change]:
     """The changes that are due, in an order that keeps R1 to R3. None where everything is as it should be."""
-    unsaved = tuple(record for name, record in records.items() if name not in observed.records)
+    unsaved = tuple(record for name, record in records.items() if observed.records.get(name) != record)
     if unsaved:
         yield SaveTenants(unsaved)
     for name, content in wanted.items():

@@ -53,6 +53,14 @@ ModelName = Annotated[
 ]
 
 
+Digest = Annotated[
+    str,
+    Meta(
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        max_length=71,
+        description="sha256: and 64 lower-case hex digits, as `inferengine fetch --digest URI` prints it",
+    ),
+]
 ObjectName = Annotated[
     str,
     Meta(
@@ -81,6 +89,22 @@ Quantity = Annotated[
     Annotated[int, Meta(ge=0, le=2**53)]
     | Annotated[str, Meta(max_length=18, pattern=r"^[0-9]{1,12}([.][0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")],
     Meta(description='a Kubernetes quantity such as 2, "500m" or 16Gi (a fraction in quotes)'),
+]
+PublicKey = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9a-zA-Z.:+=^!/*?&<>(){}@%$#\[\]-]{40}$",
+        max_length=40,
+        description="a CURVE public key, 40 characters of Z85",
+    ),
+]
+HostTemplate = Annotated[
+    str,
+    Meta(
+        pattern=r"^([a-z0-9]|[{]tenant[}])([-a-z0-9.]|[{]tenant[}])*$",
+        max_length=200,
+        description="a DNS name or an IPv4 address of at most 200 characters, in which {tenant} stands for the tenant's name",
+    ),
 ]
 Port = Annotated[int, Meta(ge=1024, le=65535)]
 Seconds = Annotated[int, Meta(ge=1, le=3600)]
@@ -111,16 +135,18 @@ class SecretKeyRef(_Fields, frozen=True, kw_only=True):
 
 class ModelSpec(_Fields, frozen=True, kw_only=True):
     uri: Text
-    """An absolute directory, package://module/file or hf://org/name."""
+    """An absolute path, package://module/file, hf://org/name, s3://bucket/prefix, https://host/file.gguf, pvc://claim/path."""
     name: ModelName
     """What clients call it."""
     revision: Text | None = None
     """Branch, tag or commit of an hf:// model."""
+    digest: Digest | None = None
+    """What the model's content must be; nothing else is served. `inferengine fetch --digest URI` prints it."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: Count | None = None
     """Prompt and output together, in tokens; absent: the model's own limit."""
     credentials_secret_ref: SecretKeyRef | None = None
-    """A token for the hub of an hf:// model."""
+    """hf://: the hub's token; https://, http://: a bearer token; s3://: a file as of ~/.aws/credentials."""
 
 
 class EngineSpec(_Fields, frozen=True, kw_only=True):
@@ -140,10 +166,21 @@ class EngineSpec(_Fields, frozen=True, kw_only=True):
     default_max_tokens: Count = 256
 
 
+class AuthSpec(_Fields, frozen=True, kw_only=True):
+    """Keys of the tenant's own. Their secret halves never leave the tenant."""
+
+    public_keys: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=2)]
+    """Two while one takes over from the other."""
+
+
 class TenantSpec(_Fields, frozen=True, kw_only=True):
     name: Name
     suspend: bool = False
     """Close its endpoint; its port, keys and cache stay."""
+    auth: AuthSpec | None = None
+    """Absent: a pair is made for it."""
+    secret_namespaces: Annotated[tuple[KubernetesName, ...], Meta(max_length=16)] = ()
+    """Get a copy of its Secret, where they allow it."""
     quota: QuotaLimits = QuotaLimits()
 
 
@@ -155,9 +192,11 @@ class ResourcesSpec(_Fields, frozen=True, kw_only=True):
 
 
 class AcceleratorSpec(_Fields, frozen=True, kw_only=True):
-    """Each pod gets one: a pod has one engine, an engine has one device."""
+    """Each pod gets one device: a pod has one engine, an engine has one device."""
 
     resource_name: ResourceName
+    count: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Units of a resource that shares a device out, such as gigabytes of its memory; 1 for whole devices."""
 
 
 class SchedulingSpec(_Fields, frozen=True, kw_only=True):
@@ -190,6 +229,8 @@ class EndpointsSpec(_Fields, frozen=True, kw_only=True):
 
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     annotations: Strings = {}
+    advertised_host: HostTemplate | None = None
+    """Outside of the cluster: of the nodes, or each tenant's own where Services are load balancers."""
     port_range: PortRange = PortRange()
     """Tenants keep the ports they have when it changes; a port stays unused for ten minutes after its tenant left."""
 
@@ -250,6 +291,15 @@ class NetworkPolicySpec(_Fields, frozen=True, kw_only=True):
     """More egress rules, such as one for a hub that isn't on port 443."""
 
 
+class ObservabilitySpec(_Fields, frozen=True, kw_only=True):
+    """How the pods' metrics are found. The pods serve them on their port http, at /metrics."""
+
+    pod_monitor: Literal["Auto", "Disabled"] = "Auto"
+    """Auto: there is a PodMonitor as soon as the cluster knows that kind."""
+    labels: Strings = {}
+    """On the PodMonitor; a Prometheus chooses by them."""
+
+
 class DeploymentSpec(_Fields, frozen=True, kw_only=True):
     model: ModelSpec
     tenants: Annotated[tuple[TenantSpec, ...], Meta(min_length=1, max_length=256)]
@@ -268,6 +318,7 @@ class DeploymentSpec(_Fields, frozen=True, kw_only=True):
     disruption: DisruptionSpec = DisruptionSpec()
     probes: ProbesSpec = ProbesSpec()
     network_policy: NetworkPolicySpec = NetworkPolicySpec()
+    observability: ObservabilitySpec = ObservabilitySpec()
 
 
 class InferenceDeployment(_Fields, frozen=True, kw_only=True):
@@ -344,10 +395,12 @@ CLUSTER_ONLY = (
     "modelCache",
     "endpoints.serviceType",
     "endpoints.annotations",
+    "endpoints.advertisedHost",
     "quotaStore",
     "disruption",
     "probes",
     "networkPolicy",
+    "observability",
 )
 
 
@@ -358,7 +411,11 @@ def without_effect_here(deployment: InferenceDeployment) -> list[str]:
         for spec in (deployment.spec, DeploymentSpec(model=deployment.spec.model, tenants=deployment.spec.tenants))
     )
     default["model"] = default["model"] | {"credentialsSecretRef": None}
-    return [f"spec.{path}" for path in CLUSTER_ONLY if _at(given, path) != _at(default, path)]
+    tenants = enumerate(deployment.spec.tenants)
+    return [
+        *(f"spec.{path}" for path in CLUSTER_ONLY if _at(given, path) != _at(default, path)),
+        *(f"spec.tenants[{index}].secretNamespaces" for index, tenant in tenants if tenant.secret_namespaces),
+    ]
 
 
 def _at(value: Any, path: str) -> Any:

@@ -37,12 +37,13 @@ class Resource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, re
 
 
 class TenantRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """What a tenant was given when it first appeared. Written once, gone with the tenant. Secret."""
+    """What a tenant was given: uid and port when it first appeared, gone with the tenant; keys until it gets others. Secret."""
 
     name: str
     uid: str
     port: int
     client_public_key: str
+    """empty, like the secret one, where the tenant has keys of its own (spec.auth)"""
     client_secret_key: str
 
 

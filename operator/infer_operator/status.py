@@ -1,8 +1,9 @@
 """What was observed in, the status that people and tools read out. Pure.
 
 Conditions follow the conventions of Kubernetes: type, status, reason, message, and the time of the last change of status.
-Ready sums up the others: a tool that knows kstatus needs nothing else. It is True when all of them hold, nothing is degraded and
-nothing is on its way.
+Ready sums up the others: it is True when all of them hold, nothing is degraded and nothing is on its way. Stalled is there only
+where no waiting helps, and then True. With observedGeneration these two are all that a tool that knows kstatus needs
+(https://github.com/kubernetes-sigs/cli-utils/tree/master/pkg/kstatus).
 
 A cluster's status has no field that this machine's alone has, and the other way round; UNSET ones are not written.
 """
@@ -17,11 +18,18 @@ from msgspec import UNSET, Struct, UnsetType
 
 from infer_operator.state import Resource
 from infer_server.contract.document import QuotaLimits
+from infer_server.contract.report import PodReport
 
 MESSAGE_CHARACTERS = 2048
 """of a condition: lists in it are cut there"""
 BAD_WHEN_TRUE = ("Degraded", "Progressing")
 """conditions of which Ready wants the opposite"""
+STUCK, OBJECTS_REFUSED = "Stuck", "ObjectsRefused"
+"""reasons of Progressing and Degraded that don't pass by themselves"""
+
+
+Reports = Mapping[str, PodReport | None]
+"""pod -> what it said last; None: nothing lately"""
 
 
 class Condition(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -109,6 +117,8 @@ class Health:
     """ModelReady, Progressing, Degraded: type -> finding, where the backend can tell"""
     pods: Pods | None = None
     """None on one machine"""
+    reports: Reports | None = field(default_factory=dict)
+    """of the pods that are ready; None: the store did not tell"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +133,8 @@ class Facts:
     """objects that could not be made as wanted, and what was found damaged, a line each"""
     store_error: str | None
     document_revision: int
-    programmed: bool
-    """The document in the store is the one that was wanted."""
+    programmed: Finding
+    """of TenantsProgrammed"""
     health: Health
 
 
@@ -150,6 +160,8 @@ def build(facts: Facts, before: Status | None, now: datetime) -> Status:
     findings = _findings(facts)
     findings["Ready"] = _ready(findings)
     pods, local = facts.health.pods, facts.health.pods is None
+    if not local and (stalled := _stalled(findings)) is not None:
+        findings["Stalled"] = stalled
     return Status(
         observed_generation=generation,
         document_revision=facts.document_revision,
@@ -167,15 +179,10 @@ def build(facts: Facts, before: Status | None, now: datetime) -> Status:
 def _findings(facts: Facts) -> dict[str, Finding]:
     reachable = facts.store_error is None
     accepted = not facts.rejected
-    programmed = Finding(
-        facts.programmed if reachable else None,
-        "Programmed" if facts.programmed else "Pending",
-        "" if facts.programmed else "the tenants are not in the store yet",
-    )
     return {
         "Accepted": Finding(accepted, "Accepted" if accepted else "Invalid", "\n".join(facts.rejected)),
         "QuotaStoreReachable": Finding(reachable, "Answers" if reachable else "NoAnswer", facts.store_error or ""),
-        "TenantsProgrammed": programmed,
+        "TenantsProgrammed": facts.programmed,
         "Available": Finding(facts.health.available, facts.health.reason, facts.health.message),
         **facts.health.others,
         "Degraded": _degraded(facts),
@@ -188,7 +195,7 @@ def _degraded(facts: Facts) -> Finding:
     if not facts.refused:
         return pods
     told = (*facts.refused, *([pods.message] if pods.holds else []))
-    return Finding(True, "ObjectsRefused", "\n".join(told))
+    return Finding(True, OBJECTS_REFUSED, "\n".join(told))
 
 
 def _ready(findings: Mapping[str, Finding]) -> Finding:
@@ -196,6 +203,17 @@ def _ready(findings: Mapping[str, Finding]) -> Finding:
     wrong = {type: finding for type, finding in findings.items() if finding.holds is not (type not in BAD_WHEN_TRUE)}
     first = wrong.get("Degraded") or next(iter(wrong.values()), None)
     return Finding(True, "Ready") if first is None else Finding(False, first.reason, first.message)
+
+
+def _stalled(findings: Mapping[str, Finding]) -> Finding | None:
+    """Until somebody edits something. What a cluster may mend by itself, by another node say, only keeps Ready from True."""
+    degraded = findings["Degraded"]
+    if degraded.reason == OBJECTS_REFUSED:
+        return degraded
+    progressing = findings.get("Progressing")
+    if progressing is not None and progressing.reason == STUCK:
+        return Finding(True, degraded.reason, degraded.message or progressing.message)
+    return None
 
 
 def _shortened(message: str) -> str:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
+from infer_operator.builders.copies import SOURCE_LABEL
 from infer_operator.builders.manifest import DEPLOYMENT_LABEL
-from infer_operator.kube import POD, RESOURCE, Kind, Kube, KubeError, Object
+from infer_operator.kube import CONFIG_MAP, POD, RESOURCE, ApiError, Kind, Kube, KubeError, Object
 from infer_operator.state import Key
 from infer_operator.workqueue import Lane
 
@@ -123,6 +124,18 @@ class Store:
             if place_[1][0] == kind.name and deleted <= int(version):
                 del self._deleted[place_]
 
+    def forget(self, kind: Kind) -> None:
+        """The server knows this kind no longer, and nothing of it."""
+        for key, slots in list(self._objects.items()):
+            for slot in [slot for slot in slots if slot[0] == kind.name]:
+                del slots[slot]
+            if not slots:
+                del self._objects[key]
+        for place_ in [place_ for place_ in self._deleted if place_[1][0] == kind.name]:
+            del self._deleted[place_]
+        self._told.pop(kind.name, None)
+        self._heard_at.pop(kind.name, None)
+
     def _put_listed(self, kind: Kind, item: Object) -> bool:
         """As `put`, but S2 does not apply: what a list contains is there."""
         key, slot = place(kind, item)
@@ -136,21 +149,45 @@ class Store:
 async def follow(kube: Kube, store: Store, kind: Kind, listed: asyncio.Event, namespace: str = "") -> None:
     """List and watch one kind of children for ever; `listed` is set after the first list."""
     while True:
-        try:
-            items, version = await kube.list(kind, DEPLOYMENT_LABEL, namespace)
-            store.listed(kind, items, version)
-            listed.set()
-            async for type, seen in kube.watch(kind, version, DEPLOYMENT_LABEL, namespace):
-                store.event(kind, type, seen)
-        except KubeError as error:  # 410 Gone among them: what we wanted to go on from is forgotten
-            log.warning("watch of %s: %s: list again", kind.plural, error)
-            await asyncio.sleep(LIST_AGAIN_SECONDS)
+        await _follow_once(kube, store, kind, listed.set, namespace, unknown=())
+
+
+async def follow_where_known(
+    kube: Kube, store: Store, kind: Kind, tell: Callable[[bool], None], namespace: str, look_again_seconds: float
+) -> None:
+    """As `follow`, for a kind that the server may not know yet, or no longer: `tell` is told which, after each look."""
+    while True:
+        if not await _follow_once(kube, store, kind, lambda: tell(True), namespace, unknown=(403, 404)):
+            store.forget(kind)
+            tell(False)
+            await asyncio.sleep(look_again_seconds)
+
+
+async def _follow_once(
+    kube: Kube, store: Store, kind: Kind, listed: Callable[[], None], namespace: str, *, unknown: Collection[int]
+) -> bool:
+    """One list, and the watch that follows it; False if the answer is one of `unknown`."""
+    try:
+        items, version = await kube.list(kind, DEPLOYMENT_LABEL, namespace)
+        store.listed(kind, items, version)
+        listed()
+        async for type, seen in kube.watch(kind, version, DEPLOYMENT_LABEL, namespace):
+            store.event(kind, type, seen)
+    except KubeError as error:  # 410 Gone among them: what we wanted to go on from is forgotten
+        if isinstance(error, ApiError) and error.status in unknown:
+            return False
+        log.warning("watch of %s: %s: list again", kind.plural, error)
+        await asyncio.sleep(LIST_AGAIN_SECONDS)
+    return True
 
 
 def place(kind: Kind, seen: Object) -> tuple[Key, Slot]:
-    """Whose it is, by its label, and which of theirs."""
+    """Whose it is, by its label, and which of theirs: the note of a copy elsewhere with its namespace before its name."""
     meta = seen["metadata"]
-    owner = meta["name"] if kind is RESOURCE else meta.get("labels", {}).get(DEPLOYMENT_LABEL, "")
+    labels = meta.get("labels", {})
+    owner = meta["name"] if kind is RESOURCE else labels.get(DEPLOYMENT_LABEL, "")
+    if kind is CONFIG_MAP and SOURCE_LABEL in labels:
+        return Key(labels[SOURCE_LABEL], owner), (kind.name, f"{meta['namespace']}/{meta['name']}")
     return Key(meta.get("namespace", ""), owner), (kind.name, meta["name"])
 
 

@@ -23,10 +23,11 @@ from infer_operator import reconcile, spec, table
 from infer_operator.backends import model_here, probe
 from infer_operator.backends.local import HOST, NAMESPACE, POD, LocalBackend, is_free
 from infer_operator.backends.process import Process
-from infer_operator.backends.state_dir import StateDir, StateDirError, default_home
+from infer_operator.backends.state_dir import StateDir, StateDirError
 from infer_operator.endpoints import PortsExhaustedError
 from infer_operator.state import Key, RemoveTenants, SaveTenants, WriteDocument
 from infer_operator.status import Health
+from infer_server.contract.state_home import state_home
 from infer_server.contract.store import DocumentStore, StoreUnavailableError
 
 TICK_SECONDS = 0.5
@@ -91,7 +92,7 @@ class Up:
             store_url=store_url,
             http_port=self._http_port,
             health=self._health,
-            home=default_home(),
+            home=state_home(),
         )
 
         def server(role: str) -> list[str]:
@@ -203,7 +204,8 @@ class Up:
             if answer is not None and answer.ready:
                 self._was_ready = True
                 outcome = await reconcile.reconcile(self._key, self._backend)
-                assert outcome.status is not None
+                if outcome.status is None:  # it was given another document just now
+                    continue
                 self._say(
                     f"ready after {seconds:.1f} s\n\n{table.tenants(outcome.status)}\n\n{table.places(outcome.status)}\n"
                     f"talk to it: inferengine chat --tenant {outcome.status.tenants[0].name}{self._elsewhere()}"
@@ -220,7 +222,7 @@ class Up:
 
     def _elsewhere(self) -> str:
         """What other commands have to be told to find this deployment, and this one alone."""
-        home = default_home()
+        home = state_home()
         if self._state.path.parent != home:
             return f" --state-dir {self._state.path}"
         alone = len(list(home.glob("*/resource.json"))) == 1
@@ -269,6 +271,7 @@ class Up:
         return True
 
     async def _reconcile(self) -> None:
+        known = self._backend.records().keys()
         try:
             outcome = await reconcile.reconcile(self._key, self._backend)
         except (OSError, StateDirError, PortsExhaustedError) as error:
@@ -278,13 +281,15 @@ class Up:
             self._next_resync = time.monotonic() + RESYNC_SECONDS
             return
         self._trouble = ""
-        self._next_resync = time.monotonic() + (TICK_SECONDS if outcome.retry else RESYNC_SECONDS)
+        again = TICK_SECONDS if outcome.retry else min(outcome.look_again or RESYNC_SECONDS, RESYNC_SECONDS)
+        self._next_resync = time.monotonic() + again
         written = [change for change in outcome.changes if isinstance(change, WriteDocument)]
         for change in outcome.changes:
             if isinstance(change, SaveTenants):
                 for record in change.records:
                     access = self._backend.access(self._key, record)
-                    self._say(f"tenant {record.name} added: {access.endpoint}, {access.credentials}")
+                    what = "has other keys" if record.name in known else "added"
+                    self._say(f"tenant {record.name} {what}: {access.endpoint}, {access.credentials}")
             elif isinstance(change, RemoveTenants):
                 for record in change.records:
                     self._say(f"tenant {record.name} removed")

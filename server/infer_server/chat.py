@@ -13,14 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from infer_server.client import Client, ConnectionLost, InferError
+from infer_server.contract.state_home import state_home
 
 HELP = "Ctrl-C stops an answer, /clear begins anew, Ctrl-D ends the chat"
 EXIT_INTERRUPTED = 130
-
-
-def state_home() -> Path:
-    """Where local deployments keep their state (the XDG base directory specification)."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "inferengine"
 
 
 def find_credentials(tenant: str, state_dir: Path | None, deployment: str | None) -> Path:
@@ -47,9 +43,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--deployment", help="name of the local deployment, where several have this tenant")
     parser.add_argument("--state-dir", type=Path, help="state directory of the deployment, where `up` was given one")
     parser.add_argument("--credentials", type=Path, help="credentials file")
+    parser.add_argument("--secret-key-file", type=Path, help="secret key of a tenant that has a key pair of its own")
     parser.add_argument("--system", help="system message that opens the conversation")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument(
+        "--connect-timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long a message may wait for a connection (default: %(default)g)",
+    )
     args = parser.parse_args(argv)
     if (args.tenant is None) == (args.credentials is None):
         parser.error("give either --tenant NAME or --credentials FILE")
@@ -61,10 +65,12 @@ def chat(argv: list[str]) -> int:
     args = parse(argv)
     try:
         credentials = args.credentials or find_credentials(args.tenant, args.state_dir, args.deployment)
-        with Client.from_credentials(credentials) as client:
+        with Client.from_credentials(
+            credentials, secret_key_file=args.secret_key_file, connect_timeout=args.connect_timeout
+        ) as client:
             conversation = Conversation(client, args)
             if not args.prompt and sys.stdin.isatty():
-                return converse(conversation)
+                return converse(conversation, local=args.tenant is not None)
             for text in [" ".join(args.prompt)] if args.prompt else filter(None, map(str.strip, sys.stdin)):
                 conversation.ask(text)
     except KeyboardInterrupt:
@@ -81,12 +87,12 @@ def chat(argv: list[str]) -> int:
         tell(str(error))
         return 2
     except InferError as error:
-        tell(explained(error))
+        tell(explained(error, local=args.tenant is not None))
         return 1
     return 0
 
 
-def converse(conversation: Conversation) -> int:
+def converse(conversation: Conversation, local: bool) -> int:
     """With a person at a terminal: neither Ctrl-C nor a refused request ends it, and what was said before stays."""
     print(HELP, file=sys.stderr)
     for text in lines("you> "):
@@ -98,7 +104,7 @@ def converse(conversation: Conversation) -> int:
         except KeyboardInterrupt:
             print("[stopped]", file=sys.stderr)
         except InferError as error:
-            tell(explained(error))
+            tell(explained(error, local))
     print(file=sys.stderr)
     return 0
 
@@ -162,7 +168,16 @@ def tell(text: str) -> None:
     print(f"inferengine chat: {text}", file=sys.stderr)
 
 
-def explained(error: InferError) -> str:
-    if isinstance(error, ConnectionLost):
+def explained(error: InferError, local: bool) -> str:
+    if isinstance(error, ConnectionLost) and local:
         return f"{error}; `inferengine status` tells whether it is served"
     return str(error)
+
+
+def _seconds(text: str) -> float:
+    try:
+        if 0 < (seconds := float(text)) <= 3600:
+            return seconds
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"got {text!r}; must be seconds, more than 0 and at most 3600")

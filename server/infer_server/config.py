@@ -5,6 +5,8 @@ It changes only with a restart; all that changes live is in the desired-state do
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,12 +20,16 @@ class PodConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, r
     namespace: str
     deployment: str
     model: str
-    """URI: a directory, package://…, hf://…"""
+    """URI: a directory, package://…, hf://…, s3://…, https://…"""
+    model_digest: str | None = None
+    """sha256:…: what the model's content must be; None: anything, or looked at already"""
     model_name: str
     store_url: str = ""
     """redis://, rediss:// or unix:// URL of the quota store"""
     store_url_file: str | None = None
     """instead: a file with the URL in one line, for a URL with a password in it. `load` reads it into store_url."""
+    pod_name: str = ""
+    """under which it reports what it serves. Empty: `load` takes $POD_NAME, or the host's name"""
     server_key_file: str
     """CURVE secret key of the deployment, Z85, one line"""
     namespace_key_file: str
@@ -44,7 +50,6 @@ def load(path: str | Path) -> PodConfig:
     config = msgspec.json.decode(Path(path).read_bytes(), type=PodConfig)
     if (config.store_url == "") == (config.store_url_file is None):
         raise msgspec.ValidationError("give one of `$.storeUrl` and `$.storeUrlFile`")
-    if config.store_url_file is None:
-        return config
-    url = Path(config.store_url_file).read_text().strip()
-    return msgspec.structs.replace(config, store_url=url, store_url_file=None)
+    pod_name = config.pod_name or os.environ.get("POD_NAME") or socket.gethostname()
+    url = config.store_url if config.store_url_file is None else Path(config.store_url_file).read_text().strip()
+    return msgspec.structs.replace(config, store_url=url, store_url_file=None, pod_name=pod_name)

@@ -59,7 +59,8 @@ def run(config: PodConfig, link_fd: int) -> int:
 def _start_engine(config: PodConfig, on_step_end: Callable[[], None]) -> InferenceEngine:
     """Raises ConfigError or ModelLoadError."""
     engine_config = EngineConfig.from_mapping(config.engine)
-    inspect_checkpoint(resolve_model(config.model))
+    directory = resolve_model(config.model, config.model_digest)
+    inspect_checkpoint(directory)
     # 400,000 objects come and stay: the collector finds nothing among them, neither now (a second) nor in a step later on
     gc.disable()
     limit_spinning()
@@ -67,7 +68,7 @@ def _start_engine(config: PodConfig, on_step_end: Callable[[], None]) -> Inferen
     from infer_engine.engine import InferenceEngine
 
     limit_threads()
-    engine = InferenceEngine(config.model, engine_config, on_step_end=on_step_end)
+    engine = InferenceEngine(directory, engine_config, on_step_end=on_step_end)
     gc.collect()
     gc.freeze()
     gc.enable()

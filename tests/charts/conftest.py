@@ -36,8 +36,7 @@ def render() -> Callable[..., dict[str, str]]:
 
     def call(values: Manifest | None = None, name: str = "inferengine", **options: str) -> dict[str, str]:
         made = ask(do="render", values=values or {}, name=name, namespace="inferengine-system", **options)
-        prefix = "inferengine/templates/"
-        return {path.removeprefix(prefix): text for path, text in made.items() if text.strip()}
+        return {path.partition("/templates/")[2]: text for path, text in made.items() if text.strip()}
 
     return call
 
@@ -58,28 +57,32 @@ def objects(render: Callable[..., dict[str, str]]) -> Callable[..., list[Manifes
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> str:
-    """The chart as it is published."""
-    path: str = ask(do="package", directory=str(tmp_path))
-    return path
+def archive(tmp_path: Path) -> Callable[..., str]:
+    """The chart as it is published: the archive's path."""
+
+    def call(**options: str) -> str:
+        path: str = ask(do="package", directory=str(tmp_path), **options)
+        return path
+
+    return call
 
 
 @pytest.fixture(scope="session")
-def lint() -> Callable[[Manifest], list[str]]:
-    def call(values: Manifest) -> list[str]:
-        found: list[str] = ask(do="lint", values=values)
+def lint() -> Callable[..., list[str]]:
+    def call(values: Manifest, **options: str) -> list[str]:
+        found: list[str] = ask(do="lint", values=values, **options)
         return found
 
     return call
 
 
 @pytest.fixture(scope="session")
-def refusal(render: Callable[..., dict[str, str]]) -> Callable[[Manifest], str]:
+def refusal(render: Callable[..., dict[str, str]]) -> Callable[..., str]:
     """What Helm says to values that it does not take."""
 
-    def call(values: Manifest) -> str:
+    def call(values: Manifest, **options: str) -> str:
         with pytest.raises(HelmSaysNoError) as raised:
-            render(values)
+            render(values, **options)
         return str(raised.value)
 
     return call

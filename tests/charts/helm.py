@@ -13,34 +13,50 @@ from typing import Any
 
 import helm_python as helm
 
-CHART = Path(__file__).parents[2] / "charts/inferengine"
+CHARTS = Path(__file__).parents[2] / "charts"
+OURS = "inferengine"
 READY_SECONDS = 120
 
 
-def lint(values: dict[str, Any]) -> list[str]:
+def lint(values: dict[str, Any], chart: str = OURS) -> list[str]:
     """What is wrong, a line each; hints are left out."""
-    report = helm.lint(CHART, values, strict=True)
+    report = helm.lint(CHARTS / chart, values, strict=True)
     warning = 2
     return [*report["errors"], *(found["error"] for found in report["messages"] if found["severity"] >= warning)]
 
 
-def package(directory: str) -> str:
+def package(directory: str, chart: str = OURS) -> str:
     """The archive's path."""
-    return helm.package(CHART, destination=directory)
+    return helm.package(CHARTS / chart, destination=directory)
 
 
-def render(values: dict[str, Any], name: str, namespace: str, path: str = str(CHART)) -> dict[str, str]:
-    """By template; of the chart in this clone, or of an archive."""
-    with helm.Chart.load(path) as chart:
-        chart.validate_schema(values)
-        return chart.render(values, name=name, namespace=namespace)
+def render(
+    values: dict[str, Any], name: str, namespace: str, path: str | None = None, chart: str = OURS
+) -> dict[str, str]:
+    """By template; of a chart in this clone, or of an archive."""
+    with helm.Chart.load(path or CHARTS / chart) as loaded:
+        loaded.validate_schema(values)
+        return loaded.render(values, name=name, namespace=namespace)
 
 
-def install(values: dict[str, Any], name: str, namespace: str) -> str:
+def install(values: dict[str, Any], name: str, namespace: str, chart: str = OURS) -> str:
     """On the cluster that KUBECONFIG names; until what was made is ready. The manifest."""
     with helm.Config(namespace=namespace) as config:
-        done = config.install(CHART, name, values, wait="watcher", timeout=READY_SECONDS)
+        done = config.install(CHARTS / chart, name, values, wait="watcher", timeout=READY_SECONDS)
     return str(done["manifest"])
+
+
+def upgrade(values: dict[str, Any], name: str, namespace: str, chart: str = OURS, path: str | None = None) -> str:
+    """Likewise, of a release that is there."""
+    with helm.Config(namespace=namespace) as config:
+        done = config.upgrade(path or CHARTS / chart, name, values, wait="watcher", timeout=READY_SECONDS)
+    return str(done["manifest"])
+
+
+def rollback(name: str, namespace: str) -> None:
+    """To what it was before its last upgrade."""
+    with helm.Config(namespace=namespace) as config:
+        config.rollback(name, wait="watcher", timeout=READY_SECONDS)
 
 
 def uninstall(name: str, namespace: str) -> None:
@@ -59,6 +75,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "package": package,
     "render": render,
     "install": install,
+    "upgrade": upgrade,
+    "rollback": rollback,
     "uninstall": uninstall,
     "test": test,
 }

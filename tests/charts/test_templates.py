@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from infer_operator.builders.networkpolicy import OPERATOR_LABELS
-from infer_operator.kube import CHILDREN, LEASE, RESOURCE
+from infer_operator.kube import CHILDREN, LEASE, OPTIONAL, RESOURCE
 from infer_operator.main import LEASE_NAME, parse
 
 REPOSITORY = Path(__file__).parents[2]
@@ -21,26 +21,9 @@ CHART = REPOSITORY / "charts/inferengine"
 Manifest = dict[str, Any]
 Objects = Callable[..., list[Manifest]]
 
-ALL_VALUES: Manifest = {
-    "image": {"repository": "registry.test/operator", "tag": "2", "pullPolicy": "Always"},
-    "engineImage": {"repository": "registry.test/engine", "tag": "3", "pullPolicy": "Never"},
-    "imagePullSecrets": [{"name": "regcred"}],
-    "replicas": 2,
-    "serviceAccount": {"name": "mine", "annotations": {"a": "b"}},
-    "metricsPort": 9999,
-    "python": "/opt/python",
-    "extraArgs": ["--sweep-seconds=60"],
-    "extraEnv": [{"name": "A", "value": "b"}],
-    "extraVolumes": [{"name": "tmp", "emptyDir": {}}],
-    "extraVolumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-    "nodeSelector": {"a": "b"},
-    "tolerations": [{"operator": "Exists"}],
-    "affinity": {"nodeAffinity": {}},
-    "topologySpreadConstraints": [{"maxSkew": 1}],
-    "priorityClassName": "high",
-    "podLabels": {"team": "a"},
-    "podAnnotations": {"c": "d"},
-}
+ALL_VALUES: Manifest = yaml.safe_load(Path(__file__).with_name("all_values.yaml").read_text())["inferengine"]
+FOR_PEOPLE = ("inferengine-operator-view", "inferengine-operator-edit")
+"""ClusterRoles that are no rights of the operator's"""
 
 
 def one(objects: list[Manifest], kind: str, name: str = "inferengine-operator") -> Manifest:
@@ -69,10 +52,13 @@ def test_all_namespaces(objects: Objects) -> None:
 
 def test_one_namespace_gets_the_same_rights_there_and_none_elsewhere(objects: Objects) -> None:
     made = objects({"watchNamespace": "team-a"})
-    assert not {"ClusterRole", "ClusterRoleBinding"} & {kind for kind, _ in kinds(made)}
+    roles = {item["metadata"]["name"] for item in made if item["kind"] in ("ClusterRole", "ClusterRoleBinding")}
+    assert roles == set(FOR_PEOPLE)
     role, binding = one(made, "Role"), one(made, "RoleBinding")
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "team-a"
-    assert role["rules"] == one(objects(), "ClusterRole")["rules"]
+    *rules, namespaces = one(objects(), "ClusterRole")["rules"]
+    assert role["rules"] == rules
+    assert namespaces == {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
     assert binding["subjects"] == [
         {"kind": "ServiceAccount", "name": "inferengine-operator", "namespace": "inferengine-system"}
     ]
@@ -83,11 +69,61 @@ def test_rules_name_what_the_operator_makes(objects: Objects) -> None:
     rules = one(objects(), "ClusterRole")["rules"]
     whole = ["get", "list", "watch", "create", "patch", "delete"]
     made = {(group, plural) for rule in rules if rule["verbs"] == whole for group, plural in _named(rule)}
-    assert made == {(kind.api_version.rpartition("/")[0], kind.plural) for kind in CHILDREN}
+    assert made == {(kind.api_version.rpartition("/")[0], kind.plural) for kind in (*CHILDREN, *OPTIONAL)}
     assert "*" not in str(rules)
     lease = one(objects(), "Role", "inferengine-operator-lease")
     assert {plural for rule in lease["rules"] for _, plural in _named(rule)} == {LEASE.plural}
     assert lease["rules"][1]["resourceNames"] == [LEASE_NAME]
+
+
+def test_the_clusters_own_roles_see_and_change_resources(objects: Objects) -> None:
+    made = objects()
+    view, edit = (one(made, "ClusterRole", name) for name in FOR_PEOPLE)
+    label = "rbac.authorization.k8s.io/aggregate-to-"
+    for role, name in ((view, "view"), (edit, "edit")):
+        assert {key for key in role["metadata"]["labels"] if key.startswith(label)} == {label + name}
+        assert all(plural.partition("/")[0] == RESOURCE.plural for rule in role["rules"] for _, plural in _named(rule))
+    assert {verb for rule in view["rules"] for verb in rule["verbs"]} == {"get", "list", "watch"}
+    assert f"{RESOURCE.plural}/status" not in str(edit["rules"]), "the operator's alone to write"
+    for values in ({"rbac": {"aggregate": False}}, {"rbac": {"create": False}}):
+        assert not {item["metadata"]["name"] for item in objects(values)} & set(FOR_PEOPLE)
+
+
+def test_several_operators_are_kept_apart(objects: Objects) -> None:
+    assert "PodDisruptionBudget" not in {kind for kind, _ in kinds(objects())}
+    made = objects({"replicas": 2})
+    budget, deployment = one(made, "PodDisruptionBudget")["spec"], one(made, "Deployment")["spec"]
+    assert budget == {"maxUnavailable": 1, "selector": deployment["selector"]}
+    (spread,) = deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["labelSelector"] == deployment["selector"]
+    assert "topologySpreadConstraints" not in one(objects(), "Deployment")["spec"]["template"]["spec"]
+
+
+def test_images_by_digest(objects: Objects) -> None:
+    digest = "sha256:" + "0" * 64
+    values = {"image": {"digest": digest, "tag": "2"}, "engineImage": {"digest": digest}}
+    (container,) = one(objects(values), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"inferengine-operator@{digest}"
+    assert f"--image=inferengine-engine@{digest}" in container["args"]
+
+
+def test_prometheus_finds_the_operators_metrics(objects: Objects) -> None:
+    made = objects(ALL_VALUES)
+    monitor, deployment = one(made, "PodMonitor"), one(made, "Deployment")["spec"]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["selector"] == deployment["selector"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    (port,) = deployment["template"]["spec"]["containers"][0]["ports"]
+    assert endpoint == {"port": port["name"], "interval": "1m"}
+
+
+def test_common_labels_are_on_every_object_and_select_nothing(objects: Objects) -> None:
+    for item in objects(ALL_VALUES):
+        if item["kind"] != "CustomResourceDefinition":
+            assert item["metadata"]["labels"]["cost-centre"] == "7", item["kind"]
+    deployment = one(objects(ALL_VALUES), "Deployment")["spec"]
+    assert "cost-centre" in deployment["template"]["metadata"]["labels"]
+    assert "cost-centre" not in deployment["selector"]["matchLabels"]
 
 
 def _named(rule: Manifest) -> list[tuple[str, str]]:
@@ -117,6 +153,7 @@ def test_every_value_reaches_the_pod(objects: Objects) -> None:
     assert one(made, "ServiceAccount", "mine")["metadata"]["annotations"] == {"a": "b"}
     assert template["metadata"]["labels"]["team"] == "a"
     assert template["metadata"]["annotations"] == {"c": "d"}
+    assert container["resources"] == ALL_VALUES["resources"]
     assert (container["env"], container["volumeMounts"], pod["volumes"]) == (
         ALL_VALUES["extraEnv"],
         ALL_VALUES["extraVolumeMounts"],
@@ -210,9 +247,11 @@ def test_each_template_makes_one_object(render: Callable[..., dict[str, str]]) -
             assert len(list(yaml.safe_load_all(text))) == 1, path
 
 
-def test_the_archive_holds_all_that_the_folder_holds(render: Callable[..., dict[str, str]], archive: str) -> None:
+def test_the_archive_holds_all_that_the_folder_holds(
+    render: Callable[..., dict[str, str]], archive: Callable[..., str]
+) -> None:
     """Also the definition, which the folder has by a link to manifests/crds."""
-    assert render(path=archive) == render()
+    assert render(path=archive()) == render()
 
 
 def test_chart_and_project_have_one_version() -> None:

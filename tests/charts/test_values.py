@@ -1,4 +1,4 @@
-"""Every value has a sentence and a type; a wrong one is refused with its name."""
+"""Every value of every chart has a sentence and a type; a wrong one is refused with its name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-CHART = Path(__file__).parents[2] / "charts/inferengine"
-SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
-VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
+CHARTS = Path(__file__).parents[2] / "charts"
 
 
 def documented(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
@@ -49,17 +47,22 @@ def comments(text: str) -> dict[str, str]:
     return found
 
 
-def test_every_value_is_documented_and_every_documented_value_is_there() -> None:
-    sentences = dict(documented(SCHEMA))
+@pytest.mark.parametrize("chart", ["inferengine", "valkey"])
+def test_every_value_is_documented_and_every_documented_value_is_there(chart: str) -> None:
+    schema = json.loads((CHARTS / chart / "values.schema.json").read_text())
+    text = (CHARTS / chart / "values.yaml").read_text()
+    sentences = dict(documented(schema))
     assert sentences.pop("global")
-    assert list(paths(VALUES, set(sentences))) == list(sentences)
-    assert comments((CHART / "values.yaml").read_text()) == sentences
+    assert list(paths(yaml.safe_load(text), set(sentences))) == list(sentences)
+    assert comments(text) == sentences
     assert all(sentence.endswith(".") and len(sentence) > 10 for sentence in sentences.values())
 
 
-def test_the_defaults_pass_a_strict_lint(lint: Callable[[dict[str, Any]], list[str]]) -> None:
+def test_the_defaults_pass_a_strict_lint(lint: Callable[..., list[str]]) -> None:
     assert lint({}) == []
     assert lint({"watchNamespace": "team-a", "crds": {"enabled": False}}) == []
+    assert lint({}, chart="valkey") == []
+    assert lint({"users": [{"name": "a", "namespace": "team"}]}, chart="valkey") == []
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,8 @@ def test_the_defaults_pass_a_strict_lint(lint: Callable[[dict[str, Any]], list[s
         ({"engineImage": {"repository": ""}}, "/engineImage/repository", "minLength: got 0, want 1"),
         ({"watchNamespace": "Team A"}, "/watchNamespace", "does not match pattern"),
         ({"crds": {"keep": "yes"}}, "/crds/keep", "got string, want boolean"),
+        ({"image": {"digest": "1234"}}, "/image/digest", "does not match pattern"),
+        ({"podMonitor": {"interval": "often"}}, "/podMonitor/interval", "does not match pattern"),
         ({"metricsPort": 0}, "/metricsPort", "minimum: got 0, want 1"),
         ({"extraEnv": [{"value": "1"}]}, "/extraEnv/0", "missing property 'name'"),
         ({"extraVolumeMounts": [{"name": "a"}]}, "/extraVolumeMounts/0", "missing property 'mountPath'"),
@@ -83,7 +88,7 @@ def test_the_defaults_pass_a_strict_lint(lint: Callable[[dict[str, Any]], list[s
     ],
 )
 def test_a_wrong_value_is_refused_by_name(
-    refusal: Callable[[dict[str, Any]], str], values: dict[str, Any], where: str, what: str
+    refusal: Callable[..., str], values: dict[str, Any], where: str, what: str
 ) -> None:
     said = refusal(values)
     assert f"at '{where}'" in said

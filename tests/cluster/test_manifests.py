@@ -15,7 +15,7 @@ import pytest
 
 from infer_operator import builders, spec
 from infer_operator.backends.drift import differences
-from infer_operator.builders import Context, configmap, secret
+from infer_operator.builders import Context, configmap, secret, service
 from infer_operator.quantity import canonical, canonical_amount
 from infer_operator.reconcile import mint_tenant
 from infer_operator.state import Resource
@@ -133,7 +133,10 @@ def objects(namespace: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         *builders.objects(resource, records, CONTEXT),
         secret.keys_secret(resource, keys),
-        *(secret.tenant_secret(resource, record, keys.server_public_key) for record in records.values()),
+        *(
+            secret.tenant_secret(resource, record, service.endpoint(resource, record), keys.server_public_key)
+            for record in records.values()
+        ),
         configmap.ledger_config_map(resource, configmap.Ledger(retired_ports={20007: 1.5})),
     ]
 

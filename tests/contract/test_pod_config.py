@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from infer_engine import commands
 from infer_engine.config import EngineConfig
-from infer_operator import keys, spec
-from infer_operator.builders import configmap
+from infer_operator import conditions, keys, spec
+from infer_operator.builders import configmap, model
 from infer_operator.builders.pod import engine_config, pod_config
 from infer_operator.state import Key, Resource
 from infer_server import config as server_config
@@ -61,6 +62,25 @@ def test_the_server_reads_what_the_operator_writes(tmp_path: Path) -> None:
         device="cpu",
         dtype="float32",
     )
+
+
+def test_a_digest_is_the_server_s_to_look_at_where_nothing_else_does(tmp_path: Path) -> None:
+    digest = "sha256:" + "0" * 64
+    text = FULL.replace(b"revision: abc", b"digest: '" + digest.encode() + b"'")
+    text = text.replace(b"{name: full}", b"{name: full, namespace: team}")
+    resource = Resource(uid=keys.uid(), generation=1, deployment=spec.parse(text))
+    file = tmp_path / "pod.json"
+    file.write_bytes(write(resource))
+    config = server_config.load(file)
+    assert (config.model, config.model_digest) == ("hf://org/name", digest)
+    (tmp_path / "url").write_text("redis://store")
+    file.write_text(configmap.pod_json(resource).replace(configmap.STORE_URL_FILE, str(tmp_path / "url")))
+    config = server_config.load(file)
+    assert (config.model, config.model_digest) == (model.LINK, None)
+
+
+def test_the_operator_knows_what_fetch_ends_with() -> None:
+    assert conditions.EXIT_MISMATCH == commands.EXIT_MISMATCH
 
 
 def test_a_url_with_a_password_is_read_from_its_own_file(tmp_path: Path) -> None:

@@ -11,8 +11,16 @@ import pytest
 from redis.asyncio import Redis
 
 from infer_server.contract.document import DesiredState, QuotaLimits, TenantEntry, Version, encode
-from infer_server.contract.keys import document_key, tenant_key
+from infer_server.contract.keys import document_key, pod_report_key, tenant_key
 from infer_server.contract.limits import encode_limits
+from infer_server.contract.report import (
+    MAX_OBSTACLES,
+    OBSTACLE_CHARACTERS,
+    REPORT_SECONDS,
+    REPORT_TTL_SECONDS,
+    PodReport,
+    make_report,
+)
 from infer_server.contract.store import DocumentStore, RevisionConflictError, StoreUnavailableError
 
 names = (f"d{i}" for i in itertools.count())
@@ -212,3 +220,50 @@ async def test_a_refusal_by_the_store_is_no_answer_either(store: DocumentStore, 
     finally:
         await redis.config_set("maxmemory", "0")
     assert await store.read() is None
+
+
+# --- what pods report ------------------------------------------------------------------------------------------------
+VERSION = Version(uid="u", generation=1, revision=4)
+
+
+async def test_pods_reports_are_read_by_name(store: DocumentStore, deployment: str, redis: Any) -> None:
+    assert await store.reports([]) == {}
+    await store.report("a", make_report(VERSION, []))
+    await store.report("b", make_report(None, ["the model is not loaded"]))
+    await store.report("b", make_report(VERSION, ["draining"]))
+    await redis.set(pod_report_key("local", deployment, "damaged"), b"{")
+    found = await store.reports(["a", "b", "damaged", "silent"])
+    assert found == {
+        "a": PodReport(version=VERSION),
+        "b": PodReport(version=VERSION, obstacles=("draining",)),
+        "damaged": None,
+        "silent": None,
+    }
+
+
+async def test_a_report_ends_by_itself_later_than_the_next_is_due(
+    store: DocumentStore, deployment: str, redis: Any
+) -> None:
+    await store.report("a", make_report(VERSION, []))
+    left = await redis.ttl(pod_report_key("local", deployment, "a"))
+    assert 2 * REPORT_SECONDS < left <= REPORT_TTL_SECONDS
+
+
+async def test_a_later_version_s_report_is_read(store: DocumentStore, deployment: str, redis: Any) -> None:
+    body = b'{"version": {"uid": "u", "generation": 1, "revision": 4}, "obstacles": [], "adapters": ["x"]}'
+    await redis.set(pod_report_key("local", deployment, "newer"), body)
+    assert await store.reports(["newer"]) == {"newer": PodReport(version=VERSION)}
+
+
+async def test_reports_of_a_store_that_is_away(tmp_path: Any) -> None:
+    store = DocumentStore(f"unix://{tmp_path}/none", "local", "d")
+    with pytest.raises(StoreUnavailableError):
+        await store.reports(["a"])
+    with pytest.raises(StoreUnavailableError):
+        await store.report("a", make_report(VERSION, []))
+    await store.close()
+
+
+def test_a_report_is_bounded() -> None:
+    report = make_report(VERSION, ["x" * 1000] * 100)
+    assert (len(report.obstacles), len(report.obstacles[0])) == (MAX_OBSTACLES, OBSTACLE_CHARACTERS)

@@ -13,6 +13,8 @@ from infer_server.contract.store import StoreUnavailableError
 from infer_server.contract.sweep import StoreSweep
 
 PARTS = ("limits", "state", "leases", "requests", "settled", "audit")
+OF_DEPLOYMENT = 2
+"""keys of a deployment itself: its document, its operator's note"""
 
 
 @pytest.fixture
@@ -37,9 +39,8 @@ async def fill(redis: Redis, deployment: str, *tenants: str, namespace: str = "n
 
 
 async def owners(redis: Redis) -> set[str]:
-    """What stands between the braces of all keys, but for the operators' own notes."""
-    tags = {key.partition("{")[2].partition("}")[0] for key in await redis.keys("*")}
-    return {tag for tag in tags if not tag.startswith("operator/")}
+    """What stands between the braces of all keys."""
+    return {key.partition("{")[2].partition("}")[0] for key in await redis.keys("*")}
 
 
 async def test_a_purge_takes_one_deployment_and_nothing_else(redis: Redis, sweep: StoreSweep) -> None:
@@ -48,7 +49,7 @@ async def test_a_purge_takes_one_deployment_and_nothing_else(redis: Redis, sweep
         await sweep.register("ns", name)
     await fill(redis, "d", "acme", namespace="ns2")
     await redis.set("somebody:else", "x")
-    assert await sweep.purge("ns", "d") == 2 * len(PARTS) + 1
+    assert await sweep.purge("ns", "d") == 2 * len(PARTS) + OF_DEPLOYMENT
     assert not {tag for tag in await owners(redis) if tag.startswith("ns/d/") or tag == "ns/d"}
     assert {"ns/d2", "ns/d2/acme", "ns/a-d", "ns2/d", "ns2/d/acme"} <= await owners(redis)
     assert await redis.get("somebody:else") == "x"
@@ -69,7 +70,7 @@ async def test_a_sweep_takes_what_has_no_owner(redis: Redis, sweep: StoreSweep) 
     await fill(redis, "another-operators", "acme")
     for name in ("gone", "live"):
         await sweep.register("ns", name)
-    assert await sweep.sweep(lambda: {("ns", "live"): ["acme"]}) == 2 * len(PARTS) + 1
+    assert await sweep.sweep(lambda: {("ns", "live"): ["acme"]}) == 2 * len(PARTS) + OF_DEPLOYMENT
     assert await owners(redis) == {"ns/live", "ns/live/acme", "ns/another-operators", "ns/another-operators/acme"}
     assert await sweep.registered() == {("ns", "live")}
     assert await sweep.sweep(lambda: {("ns", "live"): ["acme"]}) == 0
@@ -81,8 +82,26 @@ async def test_two_operators_of_one_store_do_not_meet(redis: Redis, sweep: Store
     await other.register("ns", "theirs")
     assert await sweep.sweep(dict) == 0
     assert await owners(redis) == {"ns/theirs", "ns/theirs/acme"}
-    assert await other.sweep(dict) == len(PARTS) + 1
+    assert await other.sweep(dict) == len(PARTS) + OF_DEPLOYMENT
     await other.close()
+
+
+async def test_it_does_with_the_rights_of_one_deployment(redis: Redis, sweep: StoreSweep, shared_valkey: Any) -> None:
+    """A user who sees its deployment's keys alone, in a store with others': those are nobody's business here."""
+    patterns = ("~inferengine:{ns/d}:*", "~inferengine:{ns/d/*}:*")
+    await redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">x", "+@all", *patterns)
+    await sweep.register("ns", "theirs")
+    await fill(redis, "theirs", "acme")
+    limited = StoreSweep(shared_valkey.url.replace("unix://", "unix://limited:x@"), "me")
+    await limited.register("ns", "d")
+    await fill(redis, "d", "acme", "left")
+    assert await limited.registered() == {("ns", "d")}
+    assert await limited.sweep(lambda: {("ns", "d"): ["acme"]}) == len(PARTS)
+    assert await limited.purge("ns", "d") == len(PARTS) + OF_DEPLOYMENT
+    assert await owners(redis) == {"ns/theirs", "ns/theirs/acme"}
+    with pytest.raises(StoreUnavailableError, match="refused"):
+        await limited.register("ns", "theirs")
+    await limited.close()
 
 
 async def test_what_came_while_the_keys_were_listed_stays(redis: Redis, sweep: StoreSweep) -> None:
@@ -102,7 +121,7 @@ async def test_what_came_while_the_keys_were_listed_stays(redis: Redis, sweep: S
 async def test_more_keys_than_one_batch(redis: Redis, sweep: StoreSweep) -> None:
     await fill(redis, "d", *(f"t{number}" for number in range(300)))
     await sweep.register("ns", "d")
-    assert await sweep.purge("ns", "d") == 300 * len(PARTS) + 1
+    assert await sweep.purge("ns", "d") == 300 * len(PARTS) + OF_DEPLOYMENT
     assert await owners(redis) == set()
 
 

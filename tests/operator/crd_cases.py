@@ -82,9 +82,13 @@ COMPANIONS: dict[str, Patch] = {
     },
     "spec.tenants[0].quota.requestsBurst": {"spec.tenants[0].quota.requestsPerMinute": 1},
     "spec.tenants[0].quota.tokensBurst": {"spec.tenants[0].quota.tokensPerMinute": 1},
+    "spec.tenants[0].secretNamespaces": {"spec.tenants[0].secretNamespaces": ["team"]},
+    "spec.tenants[0].auth": {"spec.tenants[0].auth": {"publicKeys": ["7" * 40]}},
+    "spec.accelerator.count": {"spec.accelerator": {"resourceName": "example.test/gpu-mem"}},
     "spec.accelerator": {"spec.accelerator": {"resourceName": "nvidia.com/gpu"}},
     "spec.endpoints.portRange.first": {"spec.endpoints.portRange.last": 65535, "spec.disruption": {}},
     "spec.endpoints.portRange.last": {"spec.endpoints.portRange.first": 1024},
+    "spec.endpoints.advertisedHost": {"spec.endpoints": {"serviceType": "NodePort"}},
     "spec.quotaStore.urlSecretRef": {"spec.quotaStore.urlSecretRef": {"name": "s", "key": "k"}},
     "spec.quotaStore.embedded.storage": {"spec.quotaStore.embedded.storage": {"size": "1Gi"}},
 }
@@ -104,11 +108,15 @@ TEXTS = {
         lambda length: "a" * 253 + "/" + "g" * (length - 254),
         "gpu",
     ),
+    r"^sha256:[0-9a-f]{64}$": (lambda length: "sha256:" + "0" * (length - 7), "sha256:" + "A" * 64),
     r"^[0-9]{1,12}([.][0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$": (
         lambda length: "1" * 12 + "." + "1" * (length - 15) + "Mi",
         "1 Gi",
     ),
 }
+TEXTS[r"^[0-9a-zA-Z.:+=^!/*?&<>(){}@%$#\[\]-]{40}$"] = (lambda length: "7" * length, "~" * 40)
+TEXTS[r"^([a-z0-9]|[{]tenant[}])([-a-z0-9.]|[{]tenant[}])*$"] = (lambda length: "h" * length, "{other}.example.test")
+TEXTS[r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"] = (lambda length: "7" * length, "Team")
 NUMBERS = ("integer", "number")
 
 
@@ -130,7 +138,7 @@ def _bounds(node: dict[str, Any], path: str) -> Iterator[Case]:
         )
     for name, child in node.get("properties", {}).items():
         yield from _bounds(child, f"{path}.{name}")
-    if node.get("type") == "array" and "properties" in node["items"]:
+    if node.get("type") == "array" and ("properties" in node["items"] or "pattern" in node["items"]):
         yield from _bounds(node["items"], f"{path}[0]")
     if isinstance(node.get("additionalProperties"), dict):
         for keyword, accepted, refused in _samples(node["additionalProperties"]):
@@ -147,7 +155,7 @@ def _bound(path: str, keyword: str, accepted: Any, refused: Any) -> Case:
 def _companions(path: str, keyword: str) -> Patch:
     if (path, keyword) in PORT_BOUNDS:
         return PORT_BOUNDS[path, keyword]
-    above = [prefix for prefix in COMPANIONS if path == prefix or path.startswith(f"{prefix}.")]
+    above = [prefix for prefix in COMPANIONS if path == prefix or path.startswith((f"{prefix}.", f"{prefix}["))]
     return COMPANIONS[above[0]] if above else {}
 
 
@@ -180,6 +188,10 @@ def _samples(node: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _items(node: dict[str, Any], count: int) -> list[Any]:
+    if "pattern" in node["items"]:
+        make, _ = TEXTS[node["items"]["pattern"]]
+        texts = [make(node["items"]["maxLength"]) for _ in range(count)]
+        return [f"{index}{text[len(str(index)) :]}" for index, text in enumerate(texts)]
     return [{"name": f"t{i}"} if "properties" in node["items"] else {"key": f"k{i}"} for i in range(count)]
 
 
@@ -220,9 +232,27 @@ RULES = [
         "spec.resources: got nvidia.com/gpu",
     ),
     _rule(
-        "uri must be an absolute directory, package://MODULE/FILE or hf://ORG/NAME",
-        {"spec.model.uri": "package://module/file.gguf"},
+        "count must be 1 for a resource of whole devices",
+        {"spec.accelerator": {"resourceName": "nvidia.com/gpumem", "count": 4000}},
+        {"spec.accelerator": {"resourceName": "nvidia.com/mig-1g.5gb", "count": 2}},
+        "spec.accelerator.count: got 2; must be 1 for nvidia.com/mig-1g.5gb",
+    ),
+    _rule(
+        "uri must be an absolute path, package://MODULE/FILE, hf://ORG/NAME, s3://BUCKET/PREFIX",
+        {"spec.model.uri": "https://host:8443/models/file.gguf?version=@2"},
+        {"spec.model.uri": "ftp://host/model"},
+        "spec.model.uri: got ",
+    ),
+    _rule(
+        "uri must have no user and no password in it",
         {"spec.model.uri": "s3://bucket/model"},
+        {"spec.model.uri": "https://user:password@host/model.gguf"},
+        "spec.model.uri: must have no user",
+    ),
+    _rule(
+        "uri must stay in its claim",
+        {"spec.model.uri": "pvc://models/llama/..3"},
+        {"spec.model.uri": "pvc://models/llama/../../etc"},
         "spec.model.uri: got ",
     ),
     _rule(
@@ -238,8 +268,8 @@ RULES = [
         "spec.model.revision: got ",
     ),
     _rule(
-        "credentialsSecretRef must be absent: only hf:// models are fetched with a token",
-        {"spec.model.uri": "hf://org/name", "spec.model.credentialsSecretRef": {"name": "s", "key": "k"}},
+        "credentialsSecretRef must be absent: only hf://, s3://, https:// and http:// models are fetched",
+        {"spec.model.uri": "s3://bucket/model", "spec.model.credentialsSecretRef": {"name": "s", "key": "k"}},
         {"spec.model.credentialsSecretRef": {"name": "s", "key": "k"}},
         "spec.model.credentialsSecretRef: ",
     ),
@@ -262,6 +292,12 @@ RULES = [
         "spec.tenants[0].quota.tokensBurst: got 5",
     ),
     _rule(
+        "a public key can't be all zeros",
+        {"spec.tenants[0].auth": {"publicKeys": ["1" * 40]}},
+        {"spec.tenants[0].auth": {"publicKeys": ["0" * 40]}},
+        "spec.tenants[0].auth.publicKeys[0]: got ",
+    ),
+    _rule(
         "a request must be at most its limit",
         {"spec.resources": {"requests": {"cpu": "1500m", "memory": "1Gi"}, "limits": {"cpu": 2}}},
         {"spec.resources": {"requests": {"cpu": "2500m"}, "limits": {"cpu": 2}}},
@@ -278,6 +314,18 @@ RULES = [
         {"spec.endpoints": {"portRange": {"first": 9401, "last": 9500}}},
         {"spec.endpoints": {"portRange": {"first": 9400, "last": 9500}}},
         "spec.endpoints.portRange: got 9400-9500",
+    ),
+    _rule(
+        "advertisedHost must be absent where serviceType is ClusterIP",
+        {"spec.endpoints": {"serviceType": "NodePort", "advertisedHost": "llm.example.test"}},
+        {"spec.endpoints": {"advertisedHost": "llm.example.test"}},
+        "spec.endpoints.advertisedHost: got llm.example.test; must be absent",
+    ),
+    _rule(
+        "advertisedHost must contain {tenant} where serviceType is LoadBalancer",
+        {"spec.endpoints": {"serviceType": "LoadBalancer", "advertisedHost": "{tenant}.llm.example.test"}},
+        {"spec.endpoints": {"serviceType": "LoadBalancer", "advertisedHost": "llm.example.test"}},
+        "spec.endpoints.advertisedHost: got llm.example.test; must contain {tenant}",
     ),
     _rule(
         "embedded must be absent where urlSecretRef is given",
@@ -309,8 +357,26 @@ UNIQUE_TENANTS = Case(
 )
 
 
+UNIQUE_KEYS = Case(
+    "a tenant's keys are a set",
+    {"spec.tenants[0].auth": {"publicKeys": ["1" * 40, "2" * 40]}},
+    {"spec.tenants[0].auth": {"publicKeys": ["1" * 40, "1" * 40]}},
+    "Duplicate value",
+    told="spec.tenants[0].auth.publicKeys[1]: got ",
+)
+
+
+UNIQUE_NAMESPACES = Case(
+    "a tenant's namespaces are a set",
+    {"spec.tenants[0].secretNamespaces": ["a", "b"]},
+    {"spec.tenants[0].secretNamespaces": ["a", "a"]},
+    "Duplicate value",
+    told='spec.tenants[0].secretNamespaces[1]: got "a" again',
+)
+
+
 def cases() -> list[Case]:
-    return [*bounds(), *RULES, UNIQUE_TENANTS]
+    return [*bounds(), *RULES, UNIQUE_TENANTS, UNIQUE_KEYS, UNIQUE_NAMESPACES]
 
 
 def messages(node: dict[str, Any] | None = None) -> Iterator[str]:

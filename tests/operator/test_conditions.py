@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
-from infer_operator import conditions, spec, status
+from infer_operator import conditions, spec, status, troubles
 from infer_operator.state import Resource
 
 RESOURCE = Resource(
@@ -128,6 +129,20 @@ def test_a_failed_fetch_says_why() -> None:
     assert "no such model" in health.others["ModelReady"].message
 
 
+WRONG = "fetching 1 files\ninferengine fetch: s3://b/m: its digest is sha256:1, model.digest asks for sha256:2\n"
+
+
+def test_another_model_than_was_asked_for() -> None:
+    ended = {"exitCode": conditions.EXIT_MISMATCH, "message": WRONG}
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off 10s"}
+    again = container("fetch", waiting=waiting) | {"lastState": {"terminated": ended}}
+    health = conditions.health(RESOURCE, deployment(availableReplicas=0), [pod(initContainerStatuses=[again])])
+    found = health.others["ModelReady"]
+    assert (found.holds, found.reason) == (False, "DigestMismatch")
+    assert found.message == "s3://b/m: its digest is sha256:1, model.digest asks for sha256:2"
+    assert found.message in health.others["Degraded"].message  # Ready says the same
+
+
 def test_pods_that_end_do_not_count() -> None:
     leaving = pod(containerStatuses=[container(waiting={"reason": "CrashLoopBackOff"})])
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
@@ -145,10 +160,81 @@ def test_what_keeps_pods_from_running() -> None:
     ]
 
 
+CRASH = {"reason": "CrashLoopBackOff", "message": "back-off 10s"}
+ERROR = {"reason": "Error", "exitCode": 2, "message": "starting\nERROR gateway: the namespace key is no key\n"}
+OUT_OF_MEMORY = {"reason": "OOMKilled", "exitCode": 137}
+
+
+@pytest.mark.parametrize(
+    ("state", "ended", "ready", "reason", "told"),
+    [
+        ({"waiting": CRASH}, None, False, "CrashLoopBackOff", "back-off 10s"),
+        (
+            {"waiting": CRASH},
+            ERROR,
+            False,
+            "CrashLoopBackOff",
+            "it ended with exit code 2: ERROR gateway: the namespace key is no key (back-off 10s)",
+        ),
+        (
+            {"waiting": CRASH},
+            {"reason": "Error", "exitCode": 137},
+            False,
+            "CrashLoopBackOff",
+            "it ended with exit code 137: its log says why (back-off 10s)",
+        ),
+        ({"waiting": CRASH}, OUT_OF_MEMORY, False, "OOMKilled", f"{troubles.OUT_OF_MEMORY_HINT} (back-off 10s)"),
+        ({"running": {}}, OUT_OF_MEMORY, False, "OOMKilled", troubles.OUT_OF_MEMORY_HINT),
+        ({"terminated": OUT_OF_MEMORY}, None, False, "OOMKilled", troubles.OUT_OF_MEMORY_HINT),
+        (
+            {"running": {}},
+            ERROR,
+            False,
+            "Restarted",
+            "it ended with exit code 2: ERROR gateway: the namespace key is no key",
+        ),
+        ({"running": {}}, ERROR, True, "AsExpected", ""),  # it has got over it
+        ({"running": {}}, {"reason": "Completed", "exitCode": 0}, False, "AsExpected", ""),
+        (
+            {"waiting": {"reason": "ErrImageNeverPull", "message": "image x is not present"}},
+            None,
+            False,
+            "ErrImageNeverPull",
+            "image x is not present",
+        ),
+        ({"waiting": {"reason": "ContainerCreating"}}, None, False, "AsExpected", ""),
+    ],
+)
+def test_how_a_container_ended(state: Any, ended: Any, ready: bool, reason: str, told: str) -> None:
+    last = {} if ended is None else {"lastState": {"terminated": ended}}
+    found = container(**state) | last | {"ready": ready}
+    finding = conditions.health(RESOURCE, deployment(), [pod(containerStatuses=[found])]).others["Degraded"]
+    assert (finding.holds, finding.reason) == (reason != "AsExpected", reason)
+    assert finding.message == (f"pod p, container server: {told}" if told else "")
+
+
+def test_the_store_s_own_pod() -> None:
+    image = container("store", waiting={"reason": "ImagePullBackOff", "message": "no such image"})
+    store = pod("d-store-0", containerStatuses=[image])
+    health = conditions.health(RESOURCE, deployment(), [pod(ready=True)], [store])
+    finding = health.others["Degraded"]
+    assert (finding.reason, finding.message) == (
+        "ImagePullBackOff",
+        "pod d-store-0, container store: no such image",
+    )
+    assert health.others["ModelReady"].holds
+
+
 def test_no_node_and_no_permission() -> None:
-    lonely = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
-    finding = conditions.health(RESOURCE, deployment(), [pod(conditions=[lonely])]).others["Degraded"]
-    assert (finding.reason, finding.message) == ("Unschedulable", "pod p finds no node: 0/3 nodes")
+    told = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    preemption = " no new claims to deallocate, preemption: 0/3 nodes are available: 3 No preemption victims found."
+    lonely = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": told + preemption}
+    pods = [pod(name, conditions=[lonely]) for name in "pqr"]
+    finding = conditions.health(RESOURCE, deployment(), pods[:1]).others["Degraded"]
+    message = f"pod p finds no node: {told} {troubles.UNSCHEDULABLE_HINT}"
+    assert (finding.reason, finding.message) == ("Unschedulable", message)
+    finding = conditions.health(RESOURCE, deployment(), pods).others["Degraded"]
+    assert finding.message == f"3 pods find no node: {told} {troubles.UNSCHEDULABLE_HINT}"
     refused = {"type": "ReplicaFailure", "status": "True", "message": "violates PodSecurity"}
     finding = conditions.health(RESOURCE, deployment(conditions=[refused]), []).others["Degraded"]
     assert (finding.reason, finding.message) == ("PodsRefused", "violates PodSecurity")
@@ -163,7 +249,7 @@ def build(health: status.Health, **changed: Any) -> status.Status:
         "refused": (),
         "store_error": None,
         "document_revision": 7,
-        "programmed": True,
+        "programmed": status.Finding(True, "Programmed"),
         "health": health,
     }
     return status.build(status.Facts(**(facts | changed)), None, NOW)
@@ -212,3 +298,56 @@ def test_refused_objects_are_told() -> None:
 def test_long_messages_are_cut() -> None:
     told = build(WELL, refused=tuple(f"Service team/x{i} is another's" for i in range(500)))
     assert len(told.condition("Degraded").message) == status.MESSAGE_CHARACTERS
+
+
+# --- what tools wait for ----------------------------------------------------------------------------------------------------
+def kstatus(resource: dict[str, Any]) -> str:
+    """For a kind that it does not know: cli-utils, pkg/kstatus/status/status.go (Compute) and generic.go."""
+    found = resource.get("status", {})
+    generation = found.get("observedGeneration")
+    if generation is not None and generation != resource["metadata"]["generation"]:
+        return "InProgress"
+    values = {one["type"]: one["status"] for one in found.get("conditions", ())}
+    if values.get("Stalled") == "True":
+        return "Failed"
+    if values.get("Reconciling") == "True":
+        return "InProgress"
+    return "InProgress" if values.get("Ready", "True") != "True" else "Current"
+
+
+STUCK = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "timed out."}
+LONELY = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+
+
+@pytest.mark.parametrize(
+    ("health", "changed", "told"),
+    [
+        (WELL, {}, "Current"),
+        (conditions.health(RESOURCE, None, []), {}, "InProgress"),
+        (conditions.health(RESOURCE, deployment(seen=0), [pod(ready=True)]), {}, "InProgress"),
+        (conditions.health(RESOURCE, deployment(availableReplicas=0), [pod(conditions=[LONELY])]), {}, "InProgress"),
+        (conditions.health(RESOURCE, deployment(availableReplicas=0, conditions=[STUCK]), [pod()]), {}, "Failed"),
+        (WELL, {"store_error": "no answer"}, "InProgress"),
+        (WELL, {"programmed": status.Finding(False, "Following")}, "InProgress"),
+        (WELL, {"refused": ("Service team/x is another's",)}, "Failed"),
+    ],
+)
+def test_what_tools_that_know_kstatus_see(health: status.Health, changed: Any, told: str) -> None:
+    body = msgspec.to_builtins(build(health, **changed))
+    assert kstatus({"metadata": {"generation": 4}, "status": body}) == told
+    assert kstatus({"metadata": {"generation": 5}, "status": body}) == "InProgress"
+    assert all(one["observedGeneration"] == 4 for one in body["conditions"])
+
+
+def test_a_stalled_resource_says_why() -> None:
+    health = conditions.health(
+        RESOURCE, deployment(availableReplicas=0, conditions=[STUCK]), [pod(conditions=[LONELY])]
+    )
+    told = build(health).condition("Stalled")
+    assert (told.status, told.reason) == ("True", "Unschedulable")
+    assert "0/3 nodes" in told.message
+
+
+def test_one_machine_tells_of_no_stall() -> None:
+    told = build(status.Health(True, "PodReady"), refused=("x",))
+    assert "Stalled" not in {one.type for one in told.conditions}

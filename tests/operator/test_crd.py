@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from infer_operator import spec, status
+from infer_operator import rules, spec, status
 
 
 def _load(name: str) -> Any:
@@ -158,6 +158,11 @@ def test_what_the_crd_accepts_or_refuses_the_reader_does_too(case: Any) -> None:
         with pytest.raises(spec.SpecError) as caught:
             spec.convert(crd_cases.resource(case.refused))
         assert any(line.startswith(case.told) for line in caught.value.errors), caught.value.errors
+
+
+def test_both_mean_the_same_whole_devices() -> None:
+    (rule,) = crd_cases.schema()["properties"]["spec"]["properties"]["accelerator"]["x-kubernetes-validations"]
+    assert f"matches('{rules.WHOLE_DEVICES}')" in rule["rule"]
 
 
 def test_the_cases_cover_much() -> None:

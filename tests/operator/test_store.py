@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from infer_operator.builders.copies import SOURCE_LABEL
 from infer_operator.builders.manifest import DEPLOYMENT_LABEL
-from infer_operator.kube import DEPLOYMENT, POD, RESOURCE, Kind, Object
+from infer_operator.kube import CONFIG_MAP, DEPLOYMENT, POD, RESOURCE, Kind, Object
 from infer_operator.state import Key
 from infer_operator.store import Store
 from infer_operator.workqueue import Lane
@@ -40,6 +41,25 @@ def test_events_wake_their_key(store: Store, woken: list[tuple[Key, Lane]]) -> N
     store.event(DEPLOYMENT, "BOOKMARK", {"metadata": {"resourceVersion": "9"}})
     assert woken == [(KEY, Lane.URGENT)] * 2
     assert names(store) == set()
+
+
+def test_the_note_of_a_copy_is_its_source_s(store: Store, woken: list[tuple[Key, Lane]]) -> None:
+    """Of two target namespaces there are two; a pod can't say that it is another namespace's."""
+    labels = {DEPLOYMENT_LABEL: "d", SOURCE_LABEL: "ns"}
+    for version, (kind, namespace) in enumerate(((CONFIG_MAP, "shop"), (CONFIG_MAP, "other"), (POD, "shop")), 5):
+        meta = {"name": "ns.d.acme", "namespace": namespace, "uid": "u", "resourceVersion": str(version)}
+        store.event(kind, "ADDED", {"metadata": meta | {"labels": labels}})
+    assert names(store) == {"shop/ns.d.acme", "other/ns.d.acme"}
+    assert woken == [(KEY, Lane.URGENT), (KEY, Lane.URGENT), (Key("shop", "d"), Lane.URGENT)]
+
+
+def test_a_kind_that_the_server_knows_no_longer_leaves_nothing(store: Store) -> None:
+    store.event(CONFIG_MAP, "ADDED", child("note", 5, kind=CONFIG_MAP))
+    store.event(DEPLOYMENT, "ADDED", child("a", 5))
+    store.forget(CONFIG_MAP)
+    assert names(store) == {"a"}
+    assert set(store.ages()) == {DEPLOYMENT.name}
+    assert store.put(CONFIG_MAP, child("note", 5, kind=CONFIG_MAP))  # it may come back, as new as it was
 
 
 def test_our_own_write_that_comes_back_is_no_news(store: Store, woken: list[tuple[Key, Lane]]) -> None:

@@ -10,21 +10,26 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
 import torch
+import zmq
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from infer_engine.model.fetch.digest import content_digest
 from infer_operator import commands, up
 from infer_operator.backends.state_dir import StateDir
 from infer_operator.reconcile import mint_tenant
-from infer_server.client import Client
+from infer_server.client import AuthenticationFailed, Client, ConnectionLost
 
 SECONDS = 120.0
 """Every wait ends by then; loading torch on a busy machine takes a while."""
@@ -153,6 +158,24 @@ def fresh(model: Path) -> Iterator[Deployment]:
         deployment.end()
 
 
+@pytest.fixture
+def web(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The model's directory on a web server, and an empty cache for what comes from there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(model.parent)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/{model.name}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
 def ask(deployment: Deployment, tenant: str) -> int:
     with Client.from_credentials(deployment.state / "credentials" / f"{tenant}.json") as client:
         return client.generate("Hello", max_tokens=3, temperature=0.0, timeout=SECONDS).usage.prompt_tokens
@@ -222,6 +245,35 @@ def test_edits_of_tenants_restart_nothing(running: Deployment) -> None:
 
     running.edit("requestsPerMinute: 100", "requestsPerMinute: 200")
     running.wait(lambda: running.status()["tenants"][0]["quota"] == {"requestsPerMinute": 200}, "the new quota")
+    assert running.status()["processes"]["pod"] == pod
+
+
+def test_a_tenant_brings_its_own_key(running: Deployment) -> None:
+    """Live: who has the old key is disconnected at once, whoever has the new one is served, no process restarts."""
+    pod, file = running.status()["processes"]["pod"], running.state / "credentials/globex.json"
+    secret_key_file = running.state.parent / "globex.key"
+    public, secret = zmq.curve_keypair()
+    secret_key_file.write_bytes(secret)
+
+    def is_refused(client: Client) -> bool:
+        try:
+            client.generate("Hello", max_tokens=3, timeout=SECONDS)
+        except (AuthenticationFailed, ConnectionLost):
+            return True
+        return False
+
+    with Client.from_credentials(file) as before:
+        before.generate("Hello", max_tokens=3, timeout=SECONDS)
+        own = f"    - name: globex\n      auth: {{publicKeys: ['{public.decode()}']}}\n"
+        running.edit("    - name: globex\n", own)
+        running.wait(lambda: is_refused(before), "the connection of the old key to end")
+        running.wait_said("tenant globex has other keys: tcp://127.0.0.1:")
+        assert "ecret" not in file.read_text()
+        with Client.from_credentials(file, secret_key_file=secret_key_file) as after:
+            running.wait(lambda: not is_refused(after), "its own key to be let in")
+            running.edit(own, "    - name: globex\n")
+            running.wait(lambda: is_refused(after), "its own key to be gone")
+    assert ask(running, "globex") == 5
     assert running.status()["processes"]["pod"] == pod
 
 
@@ -354,6 +406,27 @@ def test_a_model_that_is_truncated(fresh: Deployment, model: Path) -> None:
     assert f"{weights}: has {weights.stat().st_size} bytes where its header says" in fresh.said()
     assert "fetch the model again" in fresh.said()
     assert fresh.processes() == []
+
+
+def test_a_model_from_a_web_server_that_is_the_right_one(fresh: Deployment, model: Path, web: str) -> None:
+    fresh.edit(f"uri: {model}", f"uri: {web}, digest: '{content_digest(model)}'")
+    fresh.start()
+    fresh.wait_said("metrics: http://")
+    assert ask(fresh, "acme") == 5
+
+
+def test_a_model_that_is_not_the_right_one(fresh: Deployment, model: Path, web: str) -> None:
+    wanted = "sha256:" + "0" * 64
+    fresh.edit(f"uri: {model}", f"uri: {web}, digest: '{wanted}'")
+    assert fresh.start().wait(SECONDS) == 1
+    assert f"{web}: its digest is {content_digest(model)}, model.digest asks for {wanted}" in fresh.said()
+    assert fresh.processes() == []
+
+
+def test_a_model_in_a_claim(fresh: Deployment, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh.edit(str(model), "pvc://models/llama")
+    assert commands.up(["-f", str(fresh.file), "--state-dir", str(fresh.state)]) == 1
+    assert "only a cluster has claims; on this machine give the model's directory" in capsys.readouterr().err
 
 
 def test_a_kv_dim_that_is_not_the_model_s(fresh: Deployment, model: Path) -> None:

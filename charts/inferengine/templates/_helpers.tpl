@@ -19,14 +19,23 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* (image, chart) */}}
+{{- define "inferengine.reference" -}}
+{{- $image := index . 0 }}
+{{- $image.repository }}{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default (index . 1).AppVersion }}{{ end }}
 {{- end }}
 
 {{- define "inferengine.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ include "inferengine.reference" (list .Values.image .Chart) }}
 {{- end }}
 
 {{- define "inferengine.engineImage" -}}
-{{ .Values.engineImage.repository }}:{{ .Values.engineImage.tag | default .Chart.AppVersion }}
+{{ include "inferengine.reference" (list .Values.engineImage .Chart) }}
 {{- end }}
 
 {{/* As strict as the "restricted" standard of pod security. */}}
@@ -71,10 +80,13 @@ capabilities:
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# Keys: read by name, never listed or watched; made once and never changed.
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, list, watch, create, patch, delete]
+# Keys: read by name, never listed or watched; made once and never changed. Endpoints beside them are kept right.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, create, delete]
+  verbs: [get, create, patch, delete]
 # Labels by which tenants' Services find the pods that hold their cache.
 - apiGroups: [""]
   resources: [pods]

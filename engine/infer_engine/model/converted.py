@@ -6,20 +6,17 @@ or not at all, one process converts while others wait, and one that was damaged 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from infer_engine.errors import ModelLoadError
-from infer_engine.model.source import file_fingerprint
+from infer_engine.model.fetch.cache import locked, models_directory
+from infer_engine.model.fingerprint import describe, file_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -28,21 +25,19 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 
-def models_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "inferengine" / "models"
+def convert_once(file: Path, digest: str | None = None) -> Path:
+    """The converted form of a GGUF file. Raises ModelLoadError where it can't be read or the cache can't be written.
 
-
-def convert_once(file: Path) -> Path:
-    """The converted form of a GGUF file. Raises ModelLoadError where it can't be read or the cache can't be written."""
-    identity = hashlib.sha256(f"{FORMAT}\0{file_fingerprint(file)}".encode()).hexdigest()
+    With the file's digest known, what was made of a file that differs in a single byte is not used.
+    """
+    identity = hashlib.sha256(f"{FORMAT}\0{digest or file_fingerprint(file)}".encode()).hexdigest()
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem)
     directory = models_directory() / f"{name}-{identity[:16]}"
     if is_intact(directory):
         return directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(directory.with_suffix(directory.suffix + ".lock")):
+        with locked(directory.with_suffix(directory.suffix + ".lock")):
             if not is_intact(directory):  # another process may have made it while we waited
                 _rebuild(file, directory)
     except OSError as error:
@@ -57,7 +52,7 @@ def is_intact(directory: Path) -> bool:
     """Whether all files are there and as they were written (sizes and fingerprints; a few milliseconds)."""
     try:
         files = json.loads((directory / MANIFEST).read_text())["files"]
-        return all(_describe(directory / name) == description for name, description in files.items())
+        return all(describe(directory / name) == description for name, description in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -89,17 +84,5 @@ def _let_others_read(directory: Path) -> None:
 
 
 def _write_manifest(directory: Path) -> None:
-    files = {path.name: _describe(path) for path in sorted(directory.iterdir())}
+    files = {path.name: describe(path) for path in sorted(directory.iterdir())}
     (directory / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
-
-
-def _describe(path: Path) -> dict[str, object]:
-    return {"size": path.stat().st_size, "fingerprint": file_fingerprint(path)}
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the kernel releases it when its holder dies."""
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -1,8 +1,9 @@
 """From the name of a model to a directory with safetensors and tokenizer files.
 
-In: a path, `package://<package>/<file or folder>`, or `hf://<org>/<name>@<revision>`. Out: a directory, after a download or a
-one-time conversion where needed, and its digest. No torch is loaded unless a GGUF file has to be converted. Nothing that
-could run code is ever fetched or read: no pickled weights, no remote code.
+In: a path, `package://<package>/<file or folder>`, `hf://<org>/<name>@<revision>`, `s3://<bucket>/<prefix>`, or the URL of a
+GGUF file or a directory; the digest that it must have, if one is asked for. Out: a directory, after a download or a one-time
+conversion where needed, and its revision. No torch is loaded unless a GGUF file has to be converted. Nothing that could run
+code is ever fetched or read: no pickled weights, no remote code.
 """
 
 from __future__ import annotations
@@ -10,38 +11,67 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from infer_engine.errors import ModelLoadError
+from infer_engine.model.fetch import download
+from infer_engine.model.fetch.digest import check_form, require
+from infer_engine.model.fingerprint import file_fingerprint
 
-logger = logging.getLogger(__name__)
-
-# Files of a hub repository that a model needs; anything in sub-folders is another format of the same
-HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-_SAMPLES, _SAMPLE_BYTES = 64, 4096
+HTTP_TOKEN = "INFERENGINE_HTTP_TOKEN"
+"""Environment variable with the bearer token for http:// and https://."""
 _MAX_HEADER_BYTES = 100 * 2**20  # the safetensors format's own limit
 
 
-def resolve_model(uri: str | Path) -> Path:
-    """The model's directory on this machine. Raises ModelLoadError that says what is missing and what to do."""
-    text = str(uri)
-    if text.startswith("hf://"):
-        return _download(text)
-    path = _inside_package(text) if text.startswith("package://") else Path(text.removeprefix("file://")).expanduser()
-    scheme, separator, _ = text.partition("://")
-    if separator and scheme not in ("package", "file"):
-        raise ModelLoadError(f"model: got {text!r}; must be a path, package://, or hf://")
+def resolve_model(uri: str | Path, digest: str | None = None) -> Path:
+    """The model's directory on this machine, of that content where a digest is given (fetch/digest.py says over what).
+
+    Raises ModelLoadError that says what is missing and what to do.
+    """
+    if digest is not None:
+        check_form(digest)
+    path = locate(uri, digest)
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelLoadError(f"{path}: no such file; give the path of a GGUF file or of a model directory")
         from infer_engine.model.converted import convert_once
 
-        return convert_once(path)
-    if not path.is_dir():
+        return convert_once(path, digest)
+    return path
+
+
+def locate(uri: str | Path, digest: str | None = None) -> Path:
+    """The model as it came: a directory, or a GGUF file. Raises ModelLoadError."""
+    text = str(uri)
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme in ("http", "https"):
+        from infer_engine.model.fetch.web import Web
+
+        return download.fetch(Web(text, os.environ.get(HTTP_TOKEN)), digest)
+    if separator and scheme == "s3":
+        from infer_engine.model.fetch.s3 import Bucket
+
+        return download.fetch(Bucket.of(text, os.environ), digest)
+    if separator and scheme == "hf":
+        from infer_engine.model.fetch import hub
+
+        return hub.fetch(text, digest)
+    path = _on_this_machine(text, scheme if separator else "")
+    if digest is not None:
+        require(path, digest, text)
+    return path
+
+
+def _on_this_machine(uri: str, scheme: str) -> Path:
+    if scheme == "pvc":
+        raise ModelLoadError(f"{uri}: a claim is mounted on a cluster alone; give the directory itself")
+    if scheme not in ("", "package", "file"):
+        raise ModelLoadError(f"model: got {uri!r}; must be a path, package://, hf://, s3://, https:// or http://")
+    path = _inside_package(uri) if scheme == "package" else Path(uri.removeprefix("file://")).expanduser()
+    if path.suffix == ".gguf" and not path.is_file():
+        raise ModelLoadError(f"{path}: no such file; give the path of a GGUF file or of a model directory")
+    if path.suffix != ".gguf" and not path.is_dir():
         hint = "a model is a directory with config.json and .safetensors files, or a .gguf file"
         raise ModelLoadError(f"{path}: {'not a model' if path.exists() else 'no such directory'}; {hint}")
     return path
@@ -62,55 +92,6 @@ def _inside_package(uri: str) -> Path:
         if path.exists() and path.is_relative_to(root):
             return path
     raise ModelLoadError(f"{uri}: the package {package!r} has no {inside!r} in {roots[0]}")
-
-
-def _download(uri: str) -> Path:
-    """The hub's library keeps what it has fetched, and never looks at it again: what was damaged since is fetched anew."""
-    directory = _snapshot(uri)
-    try:
-        inspect_checkpoint(directory)
-    except ModelLoadError as damage:
-        logger.warning("%s: fetching it now", damage)
-        directory = _snapshot(uri, anew=True)
-        inspect_checkpoint(directory)  # without a hub it is the same as before
-    return directory
-
-
-def _snapshot(uri: str, *, anew: bool = False) -> Path:
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    name, _, revision = uri.removeprefix("hf://").partition("@")
-    try:
-        directory = huggingface_hub.snapshot_download(
-            name,
-            revision=revision or None,
-            allow_patterns=list(HUB_PATTERNS),
-            ignore_patterns=["*/*"],
-            force_download=anew,
-            endpoint=os.environ.get("HF_ENDPOINT"),  # read now: the library reads it when first imported
-        )
-    except GatedRepoError as error:
-        raise ModelLoadError(f"{uri}: access is gated; accept its terms and set HF_TOKEN") from error
-    except RevisionNotFoundError as error:
-        raise ModelLoadError(f"{uri}: no revision {revision!r}; give a branch, a tag or a commit") from error
-    except RepositoryNotFoundError as error:
-        raise ModelLoadError(f"{uri}: no such model; check the name, or set HF_TOKEN if it is private") from error
-    except HFValidationError as error:
-        raise ModelLoadError(f"{uri}: not a model name; write hf://<org>/<name>@<revision>") from error
-    except LocalEntryNotFoundError as error:
-        raise ModelLoadError(
-            f"{uri}: not in the local cache, and the hub can't be reached; check the network, or set HF_ENDPOINT to a mirror"
-        ) from error
-    except OSError as error:  # what httpx and the file system raise
-        raise ModelLoadError(f"{uri}: download failed: {error}") from error
-    return Path(directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,22 +153,6 @@ def read_header(file: Path) -> bytes:
         if length > _MAX_HEADER_BYTES:
             raise ValueError(f"header of {length} bytes")
         return stream.read(length)
-
-
-def file_fingerprint(file: Path) -> str:
-    """SHA-256 over the size, the first MiB and 64 evenly spaced blocks of 4 KiB: milliseconds for a file of any size.
-
-    Training changes nearly every weight and a truncation changes the size, so both show; a hand-made change of a few bytes
-    may not. It is an identity, not a proof against an attacker.
-    """
-    size = file.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with file.open("rb") as stream:
-        digest.update(stream.read(2**20))
-        for index in range(_SAMPLES):
-            stream.seek(size * index // _SAMPLES)
-            digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def digest_checkpoint(checkpoint: Checkpoint) -> str:

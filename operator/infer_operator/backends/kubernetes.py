@@ -10,15 +10,29 @@ from typing import assert_never
 import msgspec
 
 from infer_operator import conditions, endpoints
+from infer_operator.backends import copies, handouts
 from infer_operator.backends.drift import differences, sealed
 from infer_operator.backends.protocol import RefusedError
 from infer_operator.backends.tenants import Tenants, is_owned, taken
 from infer_operator.builders import configmap, objects, secret, service
 from infer_operator.builders import manifest as m
 from infer_operator.builders.configmap import Given, Ledger
+from infer_operator.builders.copies import is_from
 from infer_operator.cluster import KINDS, Cluster
 from infer_operator.events import transitions
-from infer_operator.kube import CONFIG_MAP, DEPLOYMENT, EVENT, POD, RESOURCE, ApiError, Kind, KubeError, Object
+from infer_operator.kube import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    EVENT,
+    OPTIONAL,
+    POD,
+    REFUSALS,
+    RESOURCE,
+    ApiError,
+    Kind,
+    KubeError,
+    Object,
+)
 from infer_operator.state import (
     Change,
     Content,
@@ -32,14 +46,11 @@ from infer_operator.state import (
     WriteDocument,
     WriteObject,
 )
-from infer_operator.status import Access, Health, Status
+from infer_operator.status import Access, Health, Reports, Status
 from infer_server.contract.document import DesiredState
 from infer_server.contract.store import DocumentStore, StoreUnavailableError
 
 log = logging.getLogger(__name__)
-
-REFUSALS = (400, 403, 422)
-"""What the API server answers to content that it will not take today either: invalid, over a quota, against a policy."""
 
 
 class KubernetesBackend:
@@ -58,11 +69,14 @@ class KubernetesBackend:
         self._store_url = ""
         self._stored: DesiredState | None = None
         self._tenants: Tenants | None = None
+        self._handouts = handouts.Handouts(cluster, key, resource)
+        self._copies = copies.Copies(cluster, key, resource)
 
     # --- observe -----------------------------------------------------------------------------------------------------
     async def prepare(self) -> None:
         """The deployment's own keys, made once: everything else needs them. Raises RefusedError and KubeError."""
         self._cluster.secrets.expect(self._key, (self._resource.uid, self._resource.generation, self._annotations))
+        await copies.take_back(self._cluster, self._key, but=self._resource.uid)
         made = await self._own_keys()
         self._server_public_key = made.server_public_key
         try:
@@ -105,11 +119,15 @@ class KubernetesBackend:
             records=records,
             recovered=recovered,
             retired_ports=self._ledger.retired_ports,
-            objects=self._observed_objects(),
+            objects={
+                **self._observed_objects(),
+                **await self._handouts.observe(),
+                **await self._copies.observe(),
+            },
             document=self._stored,
             last_revision=noted.version.revision if noted is not None else 0,
             store_error=self._store_error,
-            damaged=(*damaged, *self._tenants.damaged),
+            damaged=(*damaged, *self._tenants.damaged, *self._copies.denied),
         )
 
     def _observed_objects(self) -> dict[str, Content]:
@@ -118,8 +136,12 @@ class KubernetesBackend:
         return {
             f"{kind}/{name}": child
             for (kind, name), child in self._cluster.store.children(self._key).items()
-            if kind in KINDS and (kind, name) != ledger and is_owned(child, self._resource.uid)
+            if kind in KINDS and (kind, name) != ledger and self._is_ours(child)
         }
+
+    def _is_ours(self, found: Object) -> bool:
+        """In another namespace nothing can have our resource for an owner: what is there names it in an annotation."""
+        return is_owned(found, self._resource.uid) or is_from(found, self._resource.uid)
 
     def _read_ledger(self, damaged: list[str]) -> Ledger:
         name = configmap.ledger_name(self._key.name)
@@ -148,7 +170,9 @@ class KubernetesBackend:
     # --- build and compare -------------------------------------------------------------------------------------------
     def build(self, key: Key, resource: Resource, records: Mapping[str, TenantRecord]) -> Mapping[str, Content]:
         wanted = map(sealed, objects(resource, records, self._cluster.context))
-        return {f"{manifest['kind']}/{manifest['metadata']['name']}": manifest for manifest in wanted}
+        made: dict[str, Content] = {f"{one['kind']}/{one['metadata']['name']}": one for one in wanted}
+        told = self._handouts.contents(records, self._server_public_key)
+        return made | self._handouts.build(told) | self._copies.build(told)
 
     def same(self, name: str, observed: Content | None, wanted: Content) -> bool:
         if observed is None:
@@ -170,7 +194,12 @@ class KubernetesBackend:
                 await self._save_tenants(records)
             case WriteObject(name, content):
                 assert isinstance(content, dict)
-                await self._write_object(name, content)
+                if name.startswith(handouts.PREFIX):
+                    await self._handouts.write(name, content)
+                elif name.startswith(copies.PREFIX):
+                    await self._copies.write(name, content)
+                else:
+                    await self._write_object(name, content)
             case DeleteObject(name):
                 await self._delete_object(name)
             case RemoveTenants(records, free_at):
@@ -188,7 +217,7 @@ class KubernetesBackend:
         refusals = []
         for record in records:
             try:
-                await self._tenants.save(record, self._server_public_key)
+                await self._tenants.save(record, self._handouts.endpoint(record), self._server_public_key)
             except RefusedError as error:  # the others need not wait for it
                 refusals.append(str(error))
         if refusals:
@@ -233,8 +262,8 @@ class KubernetesBackend:
 
     async def _write_object(self, name: str, wanted: Object) -> None:
         kind = KINDS[wanted["kind"]]
-        known = self._child(kind, wanted["metadata"]["name"])
-        if known is not None and not is_owned(known, self._resource.uid):
+        known = self._child(kind, name.partition("/")[2])
+        if known is not None and not self._is_ours(known):
             raise RefusedError(taken(kind.name, known))
         try:
             if known is None:
@@ -243,10 +272,11 @@ class KubernetesBackend:
                 meta = wanted["metadata"] | {"uid": known["metadata"]["uid"]}  # a precondition
                 applied = self._took(kind, await self._kube.apply(wanted | {"metadata": meta}, kind))
         except ApiError as error:
+            if error.status == 404 and kind in OPTIONAL:
+                return  # its definition went this moment: whoever follows it will notice
             if error.status in REFUSALS:
-                raise RefusedError(
-                    f"{kind.name} {self._key.namespace}/{wanted['metadata']['name']}: {error.message}"
-                ) from error
+                meta = wanted["metadata"]
+                raise RefusedError(f"{kind.name} {meta['namespace']}/{meta['name']}: {error.message}") from error
             raise
         self._note_gaps(name, applied, wanted)
 
@@ -254,7 +284,7 @@ class KubernetesBackend:
         """Server-side apply makes an object or changes one: so look first, and take no field that another has set meanwhile."""
         namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
         found = await self._kube.read(kind, namespace, name)
-        if found is not None and not is_owned(found, self._resource.uid):
+        if found is not None and not self._is_ours(found):
             raise RefusedError(taken(kind.name, found))
         return self._took(kind, await self._kube.apply(wanted, kind, force=found is not None))
 
@@ -272,10 +302,13 @@ class KubernetesBackend:
             self._cluster.stubborn[self._key, name] = gaps
 
     async def _delete_object(self, title: str) -> None:
+        if title.startswith(copies.PREFIX):
+            return  # its note goes, and with that the copy
         kind_name, _, name = title.partition("/")
         found = self._child(KINDS[kind_name], name)
         if found is not None and "deletionTimestamp" not in found["metadata"]:
-            await self._kube.delete(KINDS[kind_name], self._key.namespace, name, found["metadata"]["uid"])
+            meta = found["metadata"]
+            await self._kube.delete(KINDS[kind_name], meta["namespace"], meta["name"], meta["uid"])
 
     # --- pods --------------------------------------------------------------------------------------------------------
     async def label_pods(self) -> None:
@@ -296,23 +329,35 @@ class KubernetesBackend:
                     raise
                 self._cluster.store.put(POD, patched)
 
-    def _pods(self) -> list[Object]:
+    def _pods(self, component: str = m.SERVER) -> list[Object]:
         """In one order, or a message that names some would change with each restart."""
         children = sorted(self._cluster.store.children(self._key).items())
         return [
             pod
             for (kind, _), pod in children
-            if kind == POD.name and pod["metadata"].get("labels", {}).get(m.COMPONENT_LABEL) == m.SERVER
+            if kind == POD.name and pod["metadata"].get("labels", {}).get(m.COMPONENT_LABEL) == component
         ]
 
     # --- report ------------------------------------------------------------------------------------------------------
     def access(self, key: Key, record: TenantRecord) -> Access:
-        return Access(service.endpoint(self._resource, record), secret.tenant_secret_name(self._key.name, record.name))
+        return Access(self._handouts.endpoint(record), secret.tenant_secret_name(self._key.name, record.name))
 
     async def health(self, key: Key) -> Health:
         found = self._child(DEPLOYMENT, m.server_name(self._resource))
         owned = found if found is not None and is_owned(found, self._resource.uid) else None
-        return conditions.health(self._resource, owned, self._pods())
+        health = conditions.health(self._resource, owned, self._pods(), self._pods(m.STORE))
+        return replace(health, reports=await self._reports())
+
+    async def _reports(self) -> Reports | None:
+        ready = [pod["metadata"]["name"] for pod in self._pods() if is_ready(pod)]
+        if not ready:
+            return {}
+        if self._documents is None:
+            return None
+        try:
+            return await self._documents.reports(ready)
+        except StoreUnavailableError:
+            return None
 
     async def last_status(self, key: Key) -> Status | None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -40,6 +41,7 @@ from infer_server.contract.store import DocumentStore, StoreUnavailableError
 NAMESPACE = "local"
 HOST = "127.0.0.1"
 POD = "pod.json"
+POD_NAME = "local"
 
 
 class LocalBackend:
@@ -125,6 +127,7 @@ class LocalBackend:
             store_url=self._store_url,
             server_key_file=str(self._state.path / "keys/server.key"),
             namespace_key_file=str(self._state.path / "keys/namespace.key"),
+            pod_name=POD_NAME,
             host=HOST,
             http_port=self._http_port,
         )
@@ -181,7 +184,13 @@ class LocalBackend:
         return Access(endpoint(record, HOST), str(self._state.path / _credentials_name(record.name)))
 
     async def health(self, key: Key) -> Health:
-        return await self._health()
+        health = await self._health()
+        if not health.available:
+            return health
+        try:
+            return replace(health, reports=await self._documents.reports([POD_NAME]))
+        except StoreUnavailableError:
+            return replace(health, reports=None)
 
     async def last_status(self, key: Key) -> Status | None:
         try:

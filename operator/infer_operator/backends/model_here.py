@@ -24,6 +24,10 @@ def _missing(uri: str) -> str:
     """What is not there; empty where it is, and where only a look at the hub would tell."""
     if uri.startswith("/") and not Path(uri).exists():
         return f"{uri}: no such file or directory; give a directory with config.json and .safetensors files, or a .gguf file"
+    if uri.startswith("pvc://"):
+        return f"{uri}: only a cluster has claims; on this machine give the model's directory, or a .gguf file"
+    if uri.startswith("s3://") and not _is_installed("obstore"):
+        return f"{uri}: needs the package obstore; install inferengine[s3]"
     package = uri.removeprefix("package://").partition("/")[0]
     if uri.startswith("package://") and not _is_installed(package):
         return f"{uri}: no Python package {package!r} is installed; install it, or give another model"

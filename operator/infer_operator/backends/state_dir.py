@@ -46,11 +46,6 @@ class AlreadyRunningError(Exception):
         self.pid = pid
 
 
-def default_home() -> Path:
-    """Where all local deployments keep their state (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "inferengine"
-
-
 class StateDir:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()

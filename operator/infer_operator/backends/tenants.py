@@ -49,7 +49,9 @@ class Tenants:
         """Records that are whole; and those that have to be saved again, parts of them made anew."""
         records: dict[str, TenantRecord] = {}
         recovered: dict[str, TenantRecord] = {}
-        wanted = [tenant.name for tenant in self._resource.deployment.spec.tenants]
+        tenants = self._resource.deployment.spec.tenants
+        wanted = [tenant.name for tenant in tenants]
+        own_keys = {tenant.name for tenant in tenants if tenant.auth is not None}
         for name, given in self._given.items():
             if name not in wanted:  # it leaves: its keys no longer matter
                 records[name] = _record(name, given, "", "")
@@ -60,6 +62,8 @@ class Tenants:
                 whole = (found.uid, found.port) == (given.uid, given.port)
                 same = msgspec.structs.replace(found, uid=given.uid, port=given.port)
                 (records if whole else recovered)[name] = same
+            elif found is _UNUSABLE and name in own_keys:
+                records[name] = _record(name, given, "", "")
             elif found is _UNUSABLE and known is not None and known.public_keys:
                 # Ours to tell, not to mend. Another key with each run would be worse than the one that clients may have.
                 records[name] = _record(name, given, known.public_keys[0], "")
@@ -102,7 +106,7 @@ class Tenants:
         wanted = self._annotations.get(ROTATE_ANNOTATION + name, "")
         return wanted not in ("", found["metadata"].get("annotations", {}).get(ROTATED_ANNOTATION, ""))
 
-    async def save(self, record: TenantRecord, server_public_key: str) -> None:
+    async def save(self, record: TenantRecord, endpoint: str, server_public_key: str) -> None:
         """Make its Secret say what the record says. Raises RefusedError."""
         name = self._secret_name(record.name)
         found = await self._secrets.read_anew(self._key, name)
@@ -112,7 +116,7 @@ class Tenants:
             if not self._is_to_be_rotated(found, record.name) and _holds(found, record):
                 return
             await self._secrets.delete(self._key, name, found["metadata"]["uid"])
-        manifest = secret.tenant_secret(self._resource, record, server_public_key)
+        manifest = secret.tenant_secret(self._resource, record, endpoint, server_public_key)
         if mark := self._annotations.get(ROTATE_ANNOTATION + record.name):
             manifest["metadata"]["annotations"][ROTATED_ANNOTATION] = mark
         await self._secrets.create(self._key, manifest)

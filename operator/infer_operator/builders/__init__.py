@@ -13,6 +13,7 @@ from infer_operator.builders.deployment import deployment
 from infer_operator.builders.manifest import Context, Manifest
 from infer_operator.builders.networkpolicy import server_policy, store_policy
 from infer_operator.builders.pdb import budget
+from infer_operator.builders.podmonitor import pod_monitor
 from infer_operator.builders.service import tenant_service
 from infer_operator.builders.serviceaccount import account
 from infer_operator.builders.store import store_objects
@@ -29,6 +30,7 @@ def objects(resource: Resource, records: Mapping[str, TenantRecord], context: Co
         store_policy(resource, context),
         *store_objects(resource, context),
         budget(resource),
+        pod_monitor(resource, context),
     )
     return [
         account(resource),

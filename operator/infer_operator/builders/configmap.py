@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from infer_operator.builders import manifest as m
+from infer_operator.builders.model import place
 from infer_operator.builders.pod import pod_config
 from infer_operator.state import Key, Resource
 from infer_server.contract import document as contract
@@ -61,6 +62,7 @@ def pod_json(resource: Resource) -> str:
         namespace_key_file=f"{KEYS_DIRECTORY}/namespace.key",
         host=ALL_ADDRESSES,
         http_port=m.HTTP_PORT,
+        model_place=place(resource.deployment.spec.model),
     ).decode()
 
 

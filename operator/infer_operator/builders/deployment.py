@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infer_operator.builders import configmap, secret
+from infer_operator.builders import configmap, model, secret
 from infer_operator.builders import manifest as m
 from infer_operator.builders.merge import merge
 from infer_operator.builders.podspec import (
@@ -29,8 +29,7 @@ STOP_MARGIN_SECONDS = 15
 """beyond the drain: what the supervisor gives its processes to end by themselves, and then some"""
 SHARED_MEMORY = "1Gi"
 
-CACHE_DIRECTORY = "/var/cache/inferengine"
-CONTAINER, FETCH = "server", "fetch"
+CONTAINER = "server"
 
 
 def deployment(resource: Resource, context: m.Context) -> m.Manifest:
@@ -79,14 +78,15 @@ def _pod_spec(resource: Resource, context: m.Context) -> dict[str, Any]:
         "containers": [_container(resource, context)],
         "volumes": _volumes(resource),
     }
-    if needs_fetch(spec):
-        pod["initContainers"] = [_fetch_container(resource, context)]
+    if model.goes_through_fetch(spec.model):
+        pod["initContainers"] = [model.fetch_container(spec, _image(spec, context), _writable_mounts())]
     return pod | _scheduling(spec)
 
 
 def _container(resource: Resource, context: m.Context) -> dict[str, Any]:
     spec = resource.deployment.spec
-    env = [{"name": name, "value": value} for name, value in _environment(spec).items()]
+    env: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in _environment(spec).items()]
+    env.append({"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}})
     return _image(spec, context) | {
         "name": CONTAINER,
         "command": ["python", "-m", "infer_server"],
@@ -95,51 +95,27 @@ def _container(resource: Resource, context: m.Context) -> dict[str, Any]:
         "ports": [{"name": "http", "containerPort": m.HTTP_PORT, "protocol": "TCP"}],
         "resources": _resources(spec),
         "securityContext": container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # its last line is in the status
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         "volumeMounts": [
             {"name": "config", "mountPath": configmap.CONFIG_DIRECTORY, "readOnly": True},
             {"name": "keys", "mountPath": configmap.KEYS_DIRECTORY, "readOnly": True},
             {"name": "store-url", "mountPath": configmap.STORE_URL_FILE.rpartition("/")[0], "readOnly": True},
+            *model.claim_mounts(spec.model),
             *_writable_mounts(),
         ],
         **_probes(spec),
     }
 
 
-def needs_fetch(spec: DeploymentSpec) -> bool:
-    """Whether the model comes over the network; what is in the image or in a volume is there."""
-    return spec.model.uri.startswith("hf://")
-
-
-def _fetch_container(resource: Resource, context: m.Context) -> dict[str, Any]:
-    """Before the server, so that a pod whose model can't be fetched says so by its state. What is there isn't fetched again."""
-    spec = resource.deployment.spec
-    model = spec.model
-    env: list[dict[str, Any]] = [
-        {"name": "XDG_CACHE_HOME", "value": CACHE_DIRECTORY},
-        {"name": "HOME", "value": "/tmp"},
-    ]
-    if model.credentials_secret_ref is not None:
-        reference = {"name": model.credentials_secret_ref.name, "key": model.credentials_secret_ref.key}
-        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
-    return _image(spec, context) | {
-        "name": FETCH,
-        "command": ["inferengine", "fetch"],
-        "args": [model.uri if model.revision is None else f"{model.uri}@{model.revision}"],
-        "env": env,
-        "securityContext": container_security(),
-        "volumeMounts": _writable_mounts(),
-    }
-
-
 def _environment(spec: DeploymentSpec) -> dict[str, str]:
-    found = {"XDG_CACHE_HOME": CACHE_DIRECTORY, "HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
-    return found | ({"HF_HUB_OFFLINE": "1"} if needs_fetch(spec) else {})  # the init container has fetched it
+    found = {"XDG_CACHE_HOME": model.CACHE_DIRECTORY, "HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
+    return found | ({"HF_HUB_OFFLINE": "1"} if model.is_remote(spec.model) else {})  # the init container has fetched it
 
 
 def _writable_mounts() -> list[dict[str, Any]]:
     return [
-        {"name": "models", "mountPath": CACHE_DIRECTORY},
+        {"name": "models", "mountPath": model.CACHE_DIRECTORY},
         {"name": "shm", "mountPath": "/dev/shm"},
         {"name": "tmp", "mountPath": "/tmp"},
     ]
@@ -152,6 +128,7 @@ def _volumes(resource: Resource) -> list[dict[str, Any]]:
         secret_volume("keys", name, {secret.SERVER_KEY: "server.key", secret.NAMESPACE_KEY: "namespace.key"}),
         _store_url_volume(spec.quota_store, name),
         _models_volume(spec),
+        *model.volumes(spec),
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY}},
         {"name": "tmp", "emptyDir": {}},
     ]
@@ -184,7 +161,8 @@ def _image(spec: DeploymentSpec, context: m.Context) -> dict[str, Any]:
 def _resources(spec: DeploymentSpec) -> dict[str, Any]:
     requests, limits = dict(spec.resources.requests), dict(spec.resources.limits)
     if spec.accelerator is not None:  # the API server makes an extended resource's request equal to its limit
-        requests[spec.accelerator.resource_name] = limits[spec.accelerator.resource_name] = 1
+        name = spec.accelerator.resource_name
+        requests[name] = limits[name] = spec.accelerator.count
     found = {"requests": requests, "limits": limits}
     return {kind: amounts for kind, amounts in found.items() if amounts}
 

@@ -15,7 +15,7 @@ def tenants(resource: Resource, records: Mapping[str, TenantRecord]) -> tuple[Te
             name=tenant.name,
             uid=records[tenant.name].uid,
             port=records[tenant.name].port,
-            public_keys=(records[tenant.name].client_public_key,),
+            public_keys=tenant.auth.public_keys if tenant.auth else (records[tenant.name].client_public_key,),
             quota=tenant.quota,
             suspended=tenant.suspend,
         )

@@ -49,6 +49,8 @@ class Context:
     """None: the cluster's own default"""
     operator_namespace: str | None = None
     """Where the operator's pods run, which may connect to embedded stores; None: it runs outside, any address may."""
+    pod_monitors: bool = False
+    """whether the cluster knows PodMonitors"""
     store_port: int = STORE_PORT
     """Of a store given by URL: pods may connect to this port."""
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from infer_operator.builders import manifest as m
-from infer_operator.builders import store
-from infer_operator.builders.deployment import needs_fetch
+from infer_operator.builders import model, store
 from infer_operator.state import Resource, TenantRecord
 
 EVERY_NAMESPACE: dict[str, Any] = {"namespaceSelector": {}}
@@ -52,8 +51,8 @@ def _server_egress(resource: Resource, context: m.Context) -> list[dict[str, Any
         to_store = _rule("to", [peer], [_port(m.STORE_PORT)])
     else:  # wherever the name in its URL leads
         to_store = _rule("to", [], [_port(context.store_port)])
-    hub = [_rule("to", [], [_port(443)])] if needs_fetch(spec) else []
-    return [dns, to_store, *hub, *spec.network_policy.egress]
+    to_model = [_rule("to", [], [_port(port)]) for port in model.ports(spec.model)]
+    return [dns, to_store, *to_model, *spec.network_policy.egress]
 
 
 def _tenant_ports(resource: Resource, tenants: Sequence[TenantRecord]) -> list[dict[str, Any]]:

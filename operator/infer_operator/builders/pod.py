@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from infer_operator.spec import ModelSpec
 from infer_operator.state import Key, Resource
 
 
@@ -22,16 +23,24 @@ def pod_config(
     namespace_key_file: str,
     host: str,
     http_port: int,
+    pod_name: str | None = None,
+    model_place: str | None = None,
 ) -> bytes:
-    """JSON, indented for people. The store's URL itself, or the file in which pods find it where it holds a password."""
+    """JSON, indented for people. The store's URL itself, or the file in which pods find it where it holds a password.
+
+    `pod_name`: where one pod alone reads it; None: each pod's environment tells it its own.
+    `model_place`: where something else has brought the model, and looked at its digest; None: the server does both.
+    """
+    name = {} if pod_name is None else {"podName": pod_name}
     store = {"storeUrl": store_url} if store_url_file is None else {"storeUrlFile": store_url_file}
     model = resource.deployment.spec.model
     fields: dict[str, Any] = {
         "namespace": key.namespace,
         "deployment": key.name,
-        "model": model.uri if model.revision is None else f"{model.uri}@{model.revision}",
+        **_model_fields(model, model_place),
         "modelName": model.name,
         **store,
+        **name,
         "serverKeyFile": server_key_file,
         "namespaceKeyFile": namespace_key_file,
         "engine": engine_config(resource),
@@ -41,6 +50,13 @@ def pod_config(
         "drainSeconds": resource.deployment.spec.drain.seconds,
     }
     return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
+
+
+def _model_fields(model: ModelSpec, place: str | None) -> dict[str, str]:
+    if place is not None:
+        return {"model": place}
+    uri = model.uri if model.revision is None else f"{model.uri}@{model.revision}"
+    return {"model": uri} | ({} if model.digest is None else {"modelDigest": model.digest})
 
 
 def engine_config(resource: Resource) -> dict[str, Any]:

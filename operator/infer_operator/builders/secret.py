@@ -1,23 +1,25 @@
-"""Secrets, and what is read back from them. Each is created once and never overwritten: it is the only place of what it holds.
+"""Secrets, and what is read back from them. Each is created once, its keys are never overwritten: they are nowhere else.
 
 `<deployment>`           keys.Keys: the deployment's own keys
 `<deployment>.<tenant>`  a TenantRecord: what a tenant's client needs, and in annotations the tenant's uid and port
 
-Both are built for `create`; comparing one with its observed state tells nothing. The reconciler reads them by name.
+Both are built for `create`; comparing one with its observed state tells nothing. The reconciler reads them by name. Only what a
+tenant's Secret tells besides keys is kept up to date in it.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from infer_operator import keys
 from infer_operator.builders import manifest as m
-from infer_operator.builders import service
+from infer_operator.builders.credentials import client_keys
 from infer_operator.state import Resource, TenantRecord
 
 UID_ANNOTATION = f"{m.GROUP}/tenant-uid"
@@ -68,23 +70,22 @@ def keys_secret(resource: Resource, made: Keys) -> m.Manifest:
         STORE_URL: embedded_store_url(resource, made),
         STORE_ACL: _acl(digest),
     }
-    return m.manifest(resource, "v1", "Secret", m.server_name(resource), {"type": "Opaque", "data": _encode(data)})
+    return m.manifest(resource, "v1", "Secret", m.server_name(resource), {"type": "Opaque", "data": encode(data)})
 
 
-def tenant_secret(resource: Resource, record: TenantRecord, server_public_key: str) -> m.Manifest:
-    """Its data are exactly the arguments of the Python client."""
+def tenant_secret(resource: Resource, record: TenantRecord, endpoint: str, server_public_key: str) -> m.Manifest:
+    """Its data are exactly the arguments of the Python client; without client keys where the tenant has its own."""
     data = {
-        "endpoint": service.endpoint(resource, record),
+        "endpoint": endpoint,
         "serverPublicKey": server_public_key,
-        "clientPublicKey": record.client_public_key,
-        "clientSecretKey": record.client_secret_key,
+        **client_keys(record),
     }
     return m.manifest(
         resource,
         "v1",
         "Secret",
         tenant_secret_name(m.server_name(resource), record.name),
-        {"type": "Opaque", "data": _encode(data)},
+        {"type": "Opaque", "data": encode(data)},
         tenant=record.name,
         annotations={UID_ANNOTATION: record.uid, PORT_ANNOTATION: str(record.port)},
     )
@@ -111,14 +112,40 @@ def read_record(secret: Mapping[str, Any]) -> TenantRecord:
             name=metadata["labels"][m.TENANT_LABEL],
             uid=annotations[UID_ANNOTATION],
             port=int(annotations[PORT_ANNOTATION]),
-            client_public_key=_text(secret, "clientPublicKey"),
-            client_secret_key=_text(secret, "clientSecretKey"),
+            **_client_keys(secret),
         )
     except (KeyError, ValueError) as error:
         raise SecretDamagedError(
             f"Secret {_name(secret)}: label or annotation {error} is missing or wrong; restore it, or delete the Secret: "
             "then the tenant gets a new key, and its cache starts empty"
         ) from error
+
+
+def readable(secret: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:
+    """Its entries of these names, as far as they are there and text."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(SecretDamagedError):
+            found[name] = _text(secret, name)
+    return found
+
+
+def _client_keys(secret: Mapping[str, Any]) -> dict[str, str]:
+    """A pair, or none. Raises SecretDamagedError: clients with half an edited pair would get in nowhere."""
+    fields = {"client_public_key": "clientPublicKey", "client_secret_key": "clientSecretKey"}
+    if not set(fields.values()) & set(secret.get("data") or {}):
+        return dict.fromkeys(fields, "")
+    found = {field: _text(secret, name) for field, name in fields.items()}
+    try:
+        is_pair = keys.curve_public(found["client_secret_key"]) == found["client_public_key"]
+    except ValueError:
+        is_pair = False
+    if not is_pair:
+        raise SecretDamagedError(
+            f"Secret {_name(secret)}: clientSecretKey is not that of clientPublicKey; restore it, or delete the Secret: then the "
+            "tenant gets new keys"
+        )
+    return found
 
 
 def embedded_store_url(resource: Resource, made: Keys) -> str:
@@ -133,7 +160,8 @@ def _acl(password_sha256: str) -> str:
     return f"user default off\nuser {STORE_USER} on #{password_sha256} {rights}\n"
 
 
-def _encode(data: Mapping[str, str]) -> dict[str, str]:
+def encode(data: Mapping[str, str]) -> dict[str, str]:
+    """As a Secret's `data`."""
     return {name: base64.b64encode(text.encode()).decode() for name, text in data.items()}
 
 

@@ -6,8 +6,12 @@ are best for it (infer_operator/endpoints.py), so a tenant stays with the pods t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from infer_operator import endpoints
 from infer_operator.builders import manifest as m
+from infer_operator.spec import EndpointsSpec
 from infer_operator.state import Resource, TenantRecord
 
 
@@ -16,10 +20,33 @@ def tenant_service_name(deployment: str, record: TenantRecord) -> str:
     return f"{deployment}-{record.name}-{record.uid.replace('-', '')[:8]}"
 
 
-def endpoint(resource: Resource, record: TenantRecord) -> str:
-    """Where clients in the cluster connect."""
+def endpoint(resource: Resource, record: TenantRecord, observed: Mapping[str, Any] | None = None) -> str:
+    """Where clients connect, as far as the tenant's Service, `observed`, tells: outside of the cluster, else within."""
+    outside = _outside(resource.deployment.spec.endpoints, record.name, observed or {})
     name = tenant_service_name(m.server_name(resource), record)
-    return f"tcp://{name}.{m.namespace(resource)}.svc:{m.TENANT_PORT}"
+    host, port = outside or (f"{name}.{m.namespace(resource)}.svc", m.TENANT_PORT)
+    return f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _outside(wanted: EndpointsSpec, tenant: str, observed: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Host and port; None while a part of it isn't known."""
+    if observed.get("spec", {}).get("type") != wanted.service_type:
+        return None
+    advertised = wanted.advertised_host and wanted.advertised_host.replace("{tenant}", tenant)
+    if wanted.service_type == "NodePort":
+        port = next((port.get("nodePort") for port in observed["spec"].get("ports") or ()), None)
+        return (advertised, port) if advertised and port else None
+    if wanted.service_type == "LoadBalancer":
+        address = advertised or _load_balancer(observed)
+        return (address, m.TENANT_PORT) if address else None
+    return None
+
+
+def _load_balancer(observed: Mapping[str, Any]) -> str | None:
+    """A name before an address, and one of IPv4 before one of IPv6, which clients have to be told to use."""
+    ingress = (observed.get("status", {}).get("loadBalancer") or {}).get("ingress") or ()
+    found = [one.get("hostname") or one.get("ip") for one in ingress]
+    return min((address for address in found if address), key=lambda address: ":" in address, default=None)
 
 
 def tenant_service(resource: Resource, record: TenantRecord) -> m.Manifest:

@@ -92,6 +92,7 @@ def _container(resource: Resource, context: m.Context) -> dict[str, Any]:
         "ports": [{"name": "store", "containerPort": m.STORE_PORT, "protocol": "TCP"}],
         "resources": {"requests": REQUESTS, "limits": {"memory": MEMORY_LIMIT}},
         "securityContext": container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # its last line is in the status
         "readinessProbe": probe | {"failureThreshold": 1},
         "livenessProbe": probe | {"failureThreshold": 6},
         "volumeMounts": [

@@ -42,10 +42,18 @@ class BaseClient:
 
     @classmethod
     def from_credentials(
-        cls, path: str | Path, *, connect_timeout: float = 10.0, silence_timeout: float = 15.0
+        cls,
+        path: str | Path,
+        *,
+        secret_key_file: str | Path | None = None,
+        connect_timeout: float = 10.0,
+        silence_timeout: float = 15.0,
     ) -> Self:
-        """Raises OSError, or ValueError that names the file and the field."""
-        fields = msgspec.structs.asdict(Credentials.load(path))
+        """secret_key_file: for a tenant with a key pair of its own, whose secret half is in no credentials file.
+
+        Raises OSError, or ValueError that names the file and the field.
+        """
+        fields = msgspec.structs.asdict(Credentials.load(path, secret_key_file))
         return cls(**fields, connect_timeout=connect_timeout, silence_timeout=silence_timeout)
 
     def __del__(self) -> None:

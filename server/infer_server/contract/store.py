@@ -1,6 +1,7 @@
 """Where the desired state lives between the operator, which writes it, and the pods, which follow it.
 
-In flow documents with the revision that their writer read; out flow the newest document and, to followers, each newer one.
+In flow documents with the revision that their writer read, and pods' reports; out flow the newest document and, to followers,
+each newer one, and to the writer what the pods reported.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from importlib import resources
 from typing import Any, cast
 
@@ -19,8 +20,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
 from infer_server.contract.document import DesiredState, decode, encode
-from infer_server.contract.keys import document_channel, document_key, tenant_key
+from infer_server.contract.keys import document_channel, document_key, pod_report_key, tenant_key
 from infer_server.contract.limits import encode_limits
+from infer_server.contract.report import REPORT_TTL_SECONDS, PodReport, decode_report, encode_report
 
 log = logging.getLogger(__name__)
 
@@ -41,24 +43,33 @@ class RevisionConflictError(Exception):
         self.found = found
 
 
+def connection(url: str) -> Redis:
+    """As many connections as are used at once; whoever asked for them closes them. Raises ValueError."""
+    # redis-py's own defaults are 10 retries and 5 s a piece: a caller would hang for most of a minute.
+    return Redis.from_url(
+        url,
+        socket_timeout=TIMEOUT_SECONDS,
+        socket_connect_timeout=TIMEOUT_SECONDS,
+        retry=Retry(ConstantBackoff(0.02), 1),
+    )
+
+
 class DocumentStore:
     """The document of one deployment. One event loop uses it; `close()` gives its connections back."""
 
-    def __init__(self, url: str, namespace: str, deployment: str) -> None:
-        # redis-py's own defaults are 10 retries and 5 s a piece: a caller would hang for most of a minute.
-        self._redis: Any = Redis.from_url(
-            url,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            retry=Retry(ConstantBackoff(0.02), 1),
-        )
+    def __init__(self, store: str | Redis, namespace: str, deployment: str) -> None:
+        """`store`: a URL, or what `connection` made for several deployments, which stays open when this one is closed."""
+        self._is_ours = isinstance(store, str)
+        self._redis: Any = connection(store) if isinstance(store, str) else store
         self._key = document_key(namespace, deployment)
         self._channel = document_channel(namespace, deployment)
+        self._place = (namespace, deployment)
         script = resources.files("infer_server.contract").joinpath("scripts/write_document.lua").read_text()
         self._write_document = self._redis.register_script(script)
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        if self._is_ours:
+            await self._redis.aclose()
 
     async def ping(self) -> None:
         """Raises StoreUnavailableError."""
@@ -87,6 +98,22 @@ class DocumentStore:
                 found = int(await self._write_document(keys=keys, args=arguments))
         if found != expected_revision:
             raise RevisionConflictError(expected_revision, found)
+
+    async def report(self, pod: str, said: PodReport) -> None:
+        """In place of what the pod said before; it ends by itself. Raises StoreUnavailableError."""
+        with _as_unavailable():
+            await self._redis.set(pod_report_key(*self._place, pod), encode_report(said), ex=REPORT_TTL_SECONDS)
+
+    async def reports(self, pods: Collection[str]) -> dict[str, PodReport | None]:
+        """What each of these pods said last; None of one that has said nothing lately. Raises StoreUnavailableError."""
+        if not pods:
+            return {}
+        with _as_unavailable():
+            found = await self._redis.mget([pod_report_key(*self._place, pod) for pod in pods])
+        return {
+            pod: None if body is None else decode_report(cast(bytes, body))
+            for pod, body in zip(pods, found, strict=True)
+        }
 
     def _call(self, before: DesiredState | None, document: DesiredState, expected: int) -> tuple[list[str], list[Any]]:
         """KEYS and ARGV of scripts/write_document.lua."""

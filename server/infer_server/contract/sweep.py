@@ -1,7 +1,8 @@
 """What lies in a store, and whose it is: which keys of which deployments may go.
 
 Several clusters, operators and laptops may share a store, so an operator deletes only keys of deployments that it has written
-down as its own beforehand (`register`), under an id that no other operator has.
+down as its own beforehand (`register`), under an id that no other operator has. That note lies among the deployment's own keys:
+a store may let a user see those and no others (charts/valkey), and what such a user cannot read is somebody else's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
-from infer_server.contract.keys import PREFIX
+from infer_server.contract.keys import OPERATOR, PREFIX, operator_key
 from infer_server.contract.store import StoreUnavailableError
 
 TIMEOUT_SECONDS = 2.0
@@ -36,7 +37,7 @@ class StoreSweep:
             retry=Retry(ConstantBackoff(0.02), 1),
             decode_responses=True,
         )
-        self._register = f"{PREFIX}:{{operator/{operator_id}}}:deployments"
+        self._operator_id = operator_id
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -44,13 +45,27 @@ class StoreSweep:
     async def register(self, namespace: str, deployment: str) -> None:
         """Before anything of the deployment is written. Raises StoreUnavailableError."""
         with _as_unavailable():
-            await self._redis.sadd(self._register, f"{namespace}/{deployment}")
+            await self._redis.set(operator_key(namespace, deployment), self._operator_id)
 
     async def registered(self) -> set[Place]:
         """Raises StoreUnavailableError."""
-        with _as_unavailable():
-            found = await self._redis.smembers(self._register)
-        return {(namespace, name) for namespace, _, name in (entry.partition("/") for entry in found)}
+        return await self._ours(await self._keys("*"))
+
+    async def _ours(self, keys: list[str]) -> set[Place]:
+        """Of the deployments that have these keys."""
+        places = [place for place in {_owner(key)[0] for key in keys} if place is not None]
+        found: list[Any] = []
+        for start in range(0, len(places), BATCH):
+            with _as_unavailable():
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for place in places[start : start + BATCH]:
+                        pipeline.get(operator_key(*place))
+                    found += await pipeline.execute(raise_on_error=False)
+        for answer in found:
+            if isinstance(answer, Exception) and not isinstance(answer, exceptions.NoPermissionError):
+                with _as_unavailable():
+                    raise answer
+        return {place for place, answer in zip(places, found, strict=True) if answer == self._operator_id}
 
     async def purge_tenants(self, namespace: str, deployment: str) -> int:
         """All keys of all its tenants: limits, what they used, requests, audit. How many. Raises StoreUnavailableError."""
@@ -59,10 +74,7 @@ class StoreSweep:
     async def purge(self, namespace: str, deployment: str) -> int:
         """Everything of one deployment, its document and our note of it last. Raises StoreUnavailableError."""
         number = await self.purge_tenants(namespace, deployment)
-        number += await self._unlink(await self._keys(f"{{{namespace}/{deployment}}}:*"))
-        with _as_unavailable():
-            await self._redis.srem(self._register, f"{namespace}/{deployment}")
-        return number
+        return number + await self._unlink(await self._keys(f"{{{namespace}/{deployment}}}:*"))
 
     async def sweep(self, live: Callable[[], Mapping[Place, Iterable[str]]]) -> int:
         """Delete what has no owner any more, of deployments that are noted as ours. How many keys. Raises StoreUnavailableError.
@@ -70,20 +82,16 @@ class StoreSweep:
         `live` gives the deployments that exist, with their tenants. It is asked after the keys were listed: what is new meanwhile
         is never taken for an orphan.
         """
-        ours = await self.registered()
-        found = [(key, *_owner(key)) for key in await self._keys("*")]
+        keys = await self._keys("*")
+        ours = await self._ours(keys)
+        found = [(key, *_owner(key)) for key in keys]
         there = {place: frozenset(tenants) for place, tenants in live().items()}
         orphans = [
             key
             for key, place, tenant in found
             if place in ours and (place not in there or (tenant is not None and tenant not in there[place]))
         ]
-        number = await self._unlink(orphans)
-        gone = [f"{namespace}/{name}" for namespace, name in ours - there.keys()]
-        if gone:
-            with _as_unavailable():
-                await self._redis.srem(self._register, *gone)
-        return number
+        return await self._unlink(orphans)
 
     async def _keys(self, pattern: str) -> list[str]:
         """Names of namespaces, deployments and tenants hold no character that is special in a pattern."""
@@ -91,7 +99,8 @@ class StoreSweep:
             return [key async for key in self._redis.scan_iter(match=f"{PREFIX}:{pattern}", count=BATCH)]
 
     async def _unlink(self, keys: list[str]) -> int:
-        """One by one in a pipeline: a cluster takes no call over several hash tags."""
+        """One by one in a pipeline: a cluster takes no call over several hash tags. Our notes last: the rest is ours by them."""
+        keys = sorted(keys, key=lambda key: key.endswith(OPERATOR))
         for start in range(0, len(keys), BATCH):
             with _as_unavailable():
                 async with self._redis.pipeline(transaction=False) as pipeline:

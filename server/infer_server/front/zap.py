@@ -6,6 +6,7 @@ client's public key itself, so that revoking a key finds exactly the connections
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 
 import zmq
@@ -18,7 +19,7 @@ def key_error(public_key: str) -> str | None:
     """What is wrong with a client's public key, or None."""
     try:
         size = len(z85.decode(public_key))
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, struct.error):  # the last for five characters that say more than four bytes
         return f"public key {public_key!r}: not Z85"
     return None if size == 32 else f"public key {public_key!r}: {len(public_key)} characters; must be 40"
 

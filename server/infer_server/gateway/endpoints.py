@@ -27,10 +27,18 @@ class Tenant:
 
 
 class Endpoints:
-    """`send` takes orders to the supervisor. Nothing is opened before `serve`; then it follows every document."""
+    """`send` takes orders to the supervisor. Nothing is opened before `serve`; then it follows every document.
 
-    def __init__(self, send: Callable[[ipc.OpenEndpoint | ipc.CloseEndpoint], None]) -> None:
+    `on_change` is called when `obstacles` may have changed by what the supervisor told.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[ipc.OpenEndpoint | ipc.CloseEndpoint], None],
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self._send = send
+        self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._serving = False
         self._tenants: dict[str, Tenant] | None = None
@@ -70,15 +78,18 @@ class Endpoints:
     def opened(self, tenant_id: str, front: object) -> None:
         self._fronts[tenant_id] = front
         self._failures.pop(tenant_id, None)
+        self._on_change()
 
     def lost(self, tenant_id: str, front: object) -> None:
         """That front is gone; another may have taken its place already. The supervisor starts the next by itself."""
         if self._fronts.get(tenant_id) is front:
             del self._fronts[tenant_id]
+            self._on_change()
 
     def failed(self, tenant_id: str, message: str) -> None:
         """The supervisor has logged it, and tries again by itself."""
         self._failures[tenant_id] = message
+        self._on_change()
 
     def obstacles(self) -> list[str]:
         """What still keeps this pod from serving every tenant, in words."""

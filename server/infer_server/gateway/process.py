@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from infer_engine.errors import ConfigError
 from infer_server import ipc
 from infer_server.config import PodConfig
+from infer_server.contract.document import DesiredState
 from infer_server.contract.store import DocumentStore
 from infer_server.gateway import probes
 from infer_server.gateway.endpoints import Endpoints
@@ -23,6 +24,7 @@ from infer_server.gateway.gateway import Gateway
 from infer_server.gateway.leases import Leases
 from infer_server.gateway.links import Control
 from infer_server.gateway.namespaces import NamespaceKeyError, NamespaceMinter
+from infer_server.gateway.reporter import Reporter
 from infer_server.gateway.request_task import Services
 from infer_server.metrics import Metrics
 from infer_server.quota.connection import connect
@@ -81,7 +83,8 @@ class GatewayProcess:
         self._connecting: set[asyncio.Task[None]] = set()
         self._metrics = Metrics(config.namespace, config.deployment, config.max_metric_tenants, config.model_name)
         self._control = Control(control_sock, self._from_supervisor, lambda: self._end(1))
-        self._endpoints = Endpoints(self._control.send)
+        self._reporter = Reporter(documents, config.pod_name, self.obstacles)
+        self._endpoints = Endpoints(self._control.send, self._reporter.changed)
         self._engine = EngineClient(
             pool,
             on_ready=lambda model: self._open_endpoints(),
@@ -91,13 +94,14 @@ class GatewayProcess:
         self._leases = Leases(quota)
         services = Services(config.model_name, self._engine, quota, self._leases, minter, pool)
         self._gateway = Gateway(services, self._endpoints, self._metrics)
-        self._follower = Follower(documents, self._gateway.apply, self._open_endpoints)
+        self._follower = Follower(documents, self._apply, self._open_endpoints)
 
     async def run(self) -> int:
         """Until `stop` (then 0), or the loss of the supervisor or of a part of this process (then 1)."""
         app = probes.build_app(self.obstacles, self._metrics.registry)
         http = await probes.serve(app, self._config.http_host, self._config.http_port)
-        background = [self._loop.create_task(work) for work in (self._follower.run(), self._leases.run())]
+        works = (self._follower.run(), self._leases.run(), self._reporter.run())
+        background = [self._loop.create_task(work) for work in works]
         for task in background:
             task.add_done_callback(self._background_ended)
         try:
@@ -129,9 +133,14 @@ class GatewayProcess:
             obstacles.append("the store does not answer")
         return obstacles or self._endpoints.obstacles()  # before that endpoints can't be open
 
+    def _apply(self, document: DesiredState) -> None:
+        self._gateway.apply(document)
+        self._reporter.applied(document.version)
+
     def _open_endpoints(self) -> None:
         if self._engine.model is not None and self._follower.reachable:
             self._endpoints.serve()
+        self._reporter.changed()
 
     def _from_supervisor(self, message: ipc.Link | ipc.EndpointFailed, peer: socket.socket | None) -> None:
         match message:

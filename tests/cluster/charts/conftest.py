@@ -31,7 +31,7 @@ ON_KWOK = {
     "nodeSelector": {"type": "kwok"},
     "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists", "effect": "NoSchedule"}],
 }
-"""Pods there are ready at once, and never run."""
+"""Pods there are ready at once, never run, and say nothing of themselves: a deployment becomes Available, not Ready."""
 
 Manifest = dict[str, Any]
 Kubectl = Callable[..., str]
@@ -112,6 +112,12 @@ class Release:
         adopt_definition(self._kubectl, self.name, self.namespace)
         made: str = self._ask("install", values=self.values() | values, name=self.name, namespace=self.namespace)
         return made
+
+    def upgrade(self, **values: Any) -> None:
+        self._ask("upgrade", values=self.values() | values, name=self.name, namespace=self.namespace)
+
+    def roll_back(self) -> None:
+        self._ask("rollback", name=self.name, namespace=self.namespace)
 
     def uninstall(self) -> None:
         self._ask("uninstall", name=self.name, namespace=self.namespace)
@@ -213,8 +219,8 @@ def release(kubectl: Kubectl, namespace: str, pod_fragment: Manifest, store: str
     release = Release(kubectl, namespace, pod_fragment, store)
     release.make_store_secret()
     yield release
+    release.uninstall()  # first: an operator would give them their finalizers back
     release_resources(kubectl, namespace)
-    release.uninstall()
 
 
 @pytest.fixture
@@ -241,6 +247,20 @@ def resources_in(kubectl: Kubectl) -> Callable[[str], list[str]]:
 @pytest.fixture
 def all_resources(kubectl: Kubectl) -> Callable[[], list[str]]:
     return lambda: resources(kubectl, "--all-namespaces")
+
+
+@pytest.fixture(scope="session")
+def helm() -> Callable[..., Any]:
+    """`helm(do="install", chart=..., values=..., name=..., namespace=...)`: what ../../charts/helm.py answers."""
+
+    def ask(**question: Any) -> Any:
+        done = subprocess.run([sys.executable, HELM], input=json.dumps(question), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert "error" not in answer, answer["error"]
+        return answer["answer"]
+
+    return ask
 
 
 @pytest.fixture(name="until", scope="session")

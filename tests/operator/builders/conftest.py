@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from infer_operator import builders, spec
+from infer_operator import builders, keys, spec
 from infer_operator.builders import Context, Manifest
 from infer_operator.state import Resource, TenantRecord
 
 CONTEXT = Context(image="example.test/inferengine:1")
+SECRET = "s" * 40
+PUBLIC = keys.curve_public(SECRET)
 
 
 class Made:
@@ -66,7 +68,7 @@ class Made:
 
 def record(name: str, port: int) -> TenantRecord:
     uid = f"{port:08x}-0000-4000-8000-000000000000"
-    return TenantRecord(name=name, uid=uid, port=port, client_public_key="p" * 40, client_secret_key="s" * 40)
+    return TenantRecord(name=name, uid=uid, port=port, client_public_key=PUBLIC, client_secret_key=SECRET)
 
 
 @pytest.fixture

@@ -108,7 +108,9 @@ def test_a_hub_s_model_is_fetched_before_the_server_starts(make: Make) -> None:
     model = {"uri": "hf://org/name", "name": "m", "revision": "abc", "credentialsSecretRef": secret}
     made = make(model=model)
     (fetch,) = made.pod["spec"]["initContainers"]
-    assert (fetch["command"], fetch["args"]) == (["inferengine", "fetch"], ["hf://org/name@abc"])
+    assert fetch["command"] == ["inferengine", "fetch"]
+    assert fetch["args"] == ["--link", "/tmp/inferengine-model", "hf://org/name@abc"]
+    assert json.loads(made.one("ConfigMap")["data"]["pod.json"])["model"] == "/tmp/inferengine-model"
     assert {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}} in fetch["env"]
     shared = [mount for mount in fetch["volumeMounts"] if mount["name"] == "models"]
     assert shared == [mount for mount in made.container["volumeMounts"] if mount["name"] == "models"]
@@ -132,6 +134,12 @@ def test_an_accelerator_is_asked_for_by_name(make: Make) -> None:
         "requests": {"cpu": "500m", "memory": "1Gi", "nvidia.com/gpu": "1"},
         "limits": {"memory": "2Gi", "nvidia.com/gpu": "1"},
     }
+
+
+def test_units_of_a_shared_device_are_counted(make: Make) -> None:
+    units = {"example.test/gpu-mem": "8"}
+    made = make(accelerator={"resourceName": "example.test/gpu-mem", "count": 8})
+    assert made.container["resources"] == {"requests": units, "limits": units}
 
 
 def test_shared_memory_and_a_writable_place(make: Make) -> None:
@@ -194,7 +202,7 @@ def test_a_pod_template_is_merged_and_selectors_stay(make: Make) -> None:
     assert made.pod["metadata"]["labels"].items() >= made.one("Deployment")["spec"]["selector"]["matchLabels"].items()
     assert {"x", CONFIG_ANNOTATION} == made.pod["metadata"]["annotations"].keys()
     server, sidecar = made.pod["spec"]["containers"]
-    env = {variable["name"]: variable["value"] for variable in server["env"]}
+    env = {variable["name"]: variable.get("value") for variable in server["env"]}
     assert (env["HOME"], env["A"], env["XDG_CACHE_HOME"]) == ("/home", "b", "/var/cache/inferengine")
     assert sidecar["resources"] == {"limits": {"memory": "1Gi"}}
     assert made.volume("models") == {"name": "models", "hostPath": {"path": "/models"}}

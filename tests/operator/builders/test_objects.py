@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infer_operator.builders import Context
+from infer_operator.builders import Context, service
 from infer_operator.endpoints import slot_of
 
 Make = Callable[..., Any]
@@ -73,6 +73,50 @@ def test_a_tenant_s_service(make: Make) -> None:
     }
 
 
+def service_as(type: str, **status: Any) -> Any:
+    return {"spec": {"type": type, "ports": [{"port": 5555, "nodePort": 31555}]}, "status": {"loadBalancer": status}}
+
+
+WITHIN = "tcp://demo-acme-00004e20.team.svc:5555"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "observed", "endpoint"),
+    [
+        ({}, service_as("ClusterIP"), WITHIN),
+        ({"serviceType": "NodePort"}, service_as("NodePort"), WITHIN),  # which of the nodes?
+        ({"serviceType": "NodePort", "advertisedHost": "llm.test"}, None, WITHIN),
+        ({"serviceType": "NodePort", "advertisedHost": "llm.test"}, service_as("ClusterIP"), WITHIN),
+        ({"serviceType": "NodePort", "advertisedHost": "llm.test"}, service_as("NodePort"), "tcp://llm.test:31555"),
+        ({"serviceType": "NodePort", "advertisedHost": "{tenant}.x"}, service_as("NodePort"), "tcp://acme.x:31555"),
+        ({"serviceType": "LoadBalancer"}, service_as("LoadBalancer"), WITHIN),
+        (
+            {"serviceType": "LoadBalancer"},
+            service_as("LoadBalancer", ingress=[{"ip": "9.8.7.6"}]),
+            "tcp://9.8.7.6:5555",
+        ),
+        (
+            {"serviceType": "LoadBalancer"},
+            service_as("LoadBalancer", ingress=[{"ip": "fd00::1"}, {"ip": "9.8.7.6", "hostname": "lb.test"}]),
+            "tcp://lb.test:5555",
+        ),
+        (
+            {"serviceType": "LoadBalancer"},
+            service_as("LoadBalancer", ingress=[{"ip": "fd00::1"}]),
+            "tcp://[fd00::1]:5555",
+        ),
+        (
+            {"serviceType": "LoadBalancer", "advertisedHost": "{tenant}.llm.test"},
+            service_as("LoadBalancer"),
+            "tcp://acme.llm.test:5555",
+        ),
+    ],
+)
+def test_where_clients_connect(make: Make, wanted: Any, observed: Any, endpoint: str) -> None:
+    made = make(endpoints=wanted)
+    assert service.endpoint(made.resource, made.records["acme"], observed) == endpoint
+
+
 def test_the_longest_names_fit(make: Make) -> None:
     made = make(name="d" * 25, tenants=[{"name": "t" * 25}])
     assert max(len(manifest["metadata"]["name"]) for manifest in made.all("Service")) == 60
@@ -91,6 +135,20 @@ def test_a_disruption_budget_at_two(make: Make) -> None:
 
 def test_the_service_account_has_no_token(make: Make) -> None:
     assert make().one("ServiceAccount")["automountServiceAccountToken"] is False
+
+
+def test_a_pod_monitor_where_the_cluster_knows_that_kind(make: Make) -> None:
+    assert make().all("PodMonitor") == []
+    knows = Context(image="x", pod_monitors=True)
+    assert make(knows, observability={"podMonitor": "Disabled"}).all("PodMonitor") == []
+    made = make(knows, observability={"labels": {"release": "prometheus", "inferengine.dev/deployment": "other"}})
+    monitor = made.one("PodMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["metadata"]["labels"]["inferengine.dev/deployment"] == "demo"
+    assert monitor["spec"]["selector"] == made.one("Deployment")["spec"]["selector"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint == {"port": "http", "path": "/metrics", "honorLabels": True}
+    assert endpoint["port"] in [port["name"] for port in made.container["ports"]]
 
 
 # --- network policies ---------------------------------------------------------------------------------------------------

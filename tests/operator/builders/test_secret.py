@@ -7,12 +7,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from infer_operator import keys
 from infer_operator.builders import secret
 
 Make = Callable[..., Any]
+ENDPOINT = "tcp://demo-acme-00004e20.team.svc:5555"
 
 
 def text(manifest: Any, name: str) -> str:
@@ -33,12 +35,40 @@ def test_keys_come_back_as_they_were_made(make: Make) -> None:
 def test_a_tenant_s_secret_is_what_its_client_needs(make: Make) -> None:
     made = make()
     record = made.records["acme"]
-    manifest = secret.tenant_secret(made.resource, record, "k" * 40)
+    manifest = secret.tenant_secret(made.resource, record, ENDPOINT, "k" * 40)
     assert manifest["metadata"]["name"] == "demo.acme"
     assert manifest["data"].keys() == {"endpoint", "serverPublicKey", "clientPublicKey", "clientSecretKey"}
-    assert text(manifest, "endpoint") == "tcp://demo-acme-00004e20.team.svc:5555"
+    assert text(manifest, "endpoint") == ENDPOINT
     assert text(manifest, "serverPublicKey") == "k" * 40
     assert secret.read_record(manifest) == record
+
+
+def test_a_tenant_with_keys_of_its_own_is_given_none(make: Make) -> None:
+    made = make(tenants=[{"name": "acme", "auth": {"publicKeys": ["7" * 40]}}])
+    record = msgspec.structs.replace(made.records["acme"], client_public_key="", client_secret_key="")
+    manifest = secret.tenant_secret(made.resource, record, ENDPOINT, "k" * 40)
+    assert manifest["data"].keys() == {"endpoint", "serverPublicKey"}
+    assert secret.read_record(manifest) == record
+
+
+def test_half_a_pair_is_damage(make: Make) -> None:
+    made = make()
+    manifest = secret.tenant_secret(made.resource, made.records["acme"], ENDPOINT, "k" * 40)
+    del manifest["data"]["clientSecretKey"]
+    with pytest.raises(secret.SecretDamagedError, match=r"Secret team/demo.acme: clientSecretKey is missing"):
+        secret.read_record(manifest)
+
+
+@pytest.mark.parametrize("name", ["clientPublicKey", "clientSecretKey"])
+@pytest.mark.parametrize("value", ["no key", "x" * 40])
+def test_what_is_no_pair_is_damage(make: Make, name: str, value: str) -> None:
+    made = make()
+    manifest = secret.tenant_secret(made.resource, made.records["acme"], ENDPOINT, "k" * 40)
+    manifest["data"][name] = base64.b64encode(value.encode()).decode()
+    with pytest.raises(
+        secret.SecretDamagedError, match=r"demo.acme: clientSecretKey is not that of .*delete the Secret"
+    ):
+        secret.read_record(manifest)
 
 
 @pytest.mark.parametrize("missing", ["server.key", "namespace.key", "store.password"])
@@ -62,7 +92,7 @@ def test_a_server_key_that_is_none(make: Make) -> None:
 
 def test_a_damaged_record_says_what_to_do(make: Make) -> None:
     made = make()
-    manifest = secret.tenant_secret(made.resource, made.records["acme"], "k" * 40)
+    manifest = secret.tenant_secret(made.resource, made.records["acme"], ENDPOINT, "k" * 40)
     for name, value in (("inferengine.dev/tenant-uid", None), ("inferengine.dev/port", "x")):
         broken = copy.deepcopy(manifest)
         broken["metadata"]["annotations"][name] = value

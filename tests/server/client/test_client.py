@@ -165,6 +165,23 @@ def test_a_refused_key_is_told_and_tried_anew_with_the_next_call(pod: Pod, crede
             client.generate("who")
 
 
+def test_a_tenant_with_a_key_pair_of_its_own(pod: Pod, credentials: Credentials, tmp_path: Path) -> None:
+    """What it is given lacks the client keys; the public one follows from the secret one."""
+    (acme,) = pod.add("acme")
+    file, secret = credentials(acme), tmp_path / "acme.key"
+    fields = json.loads(file.read_bytes())
+    secret.write_text(fields.pop("clientSecretKey") + "\n")
+    del fields["clientPublicKey"]
+    file.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"acme.json: has no client keys, .*: give the file with its secret key"):
+        Client.from_credentials(file)
+    with Client.from_credentials(file, secret_key_file=secret) as client:
+        assert client.generate("count 1").text == "0 "
+    secret.write_text("#" * 40)  # more than 32 bits in five characters
+    with pytest.raises(ValueError, match=r"acme.key: must hold a CURVE secret key in Z85, 40 characters"):
+        Client.from_credentials(file, secret_key_file=secret)
+
+
 def test_a_killed_front_fails_what_was_under_way_and_the_next_call_works(pod: Pod, credentials: Credentials) -> None:
     (acme,) = pod.add("acme")
     with Client.from_credentials(credentials(acme)) as client:

@@ -23,6 +23,7 @@ from infer_engine.model.tokenizer import Tokenizer
 from infer_server import ipc
 from infer_server.config import PodConfig
 from infer_server.contract.document import DesiredState, QuotaLimits, TenantEntry, Version
+from infer_server.contract.report import PodReport
 from infer_server.contract.store import DocumentStore
 from infer_server.gateway.namespaces import NamespaceMinter
 from infer_server.gateway.process import TOKENIZER_THREADS, GatewayProcess
@@ -272,6 +273,10 @@ class Pod:
     async def ready(self) -> None:
         await until(lambda: not self.process.obstacles())
 
+    async def report(self) -> PodReport | None:
+        """What it has told the operator last."""
+        return (await self.documents.reports([self.config.pod_name]))[self.config.pod_name]
+
     async def settled(self, tenant: str = "acme") -> int:
         """Tokens charged to the tenant today, once nothing of it is live or reserved."""
         async with asyncio.timeout(SECONDS):
@@ -339,6 +344,7 @@ async def pod(store: Store, byte_tokenizer: Tokenizer, tokenizer_dir: Path, tmp_
         model="/nowhere",
         model_name="tiny",
         store_url=store.url,
+        pod_name="p",
         server_key_file="/nowhere",
         namespace_key_file=str(key_file),
         http_port=free_port(),

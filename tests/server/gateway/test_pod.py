@@ -6,6 +6,7 @@ import json
 import pytest
 
 from infer_server import ipc
+from infer_server.contract.report import PodReport
 from infer_server.gateway import gateway, request_task
 
 
@@ -213,3 +214,58 @@ async def test_a_reservation_whose_answer_was_lost_is_given_back(store, pod, eng
     front.submit(b"2")
     engine.finish(await engine.request(), 0)
     assert (await front.outcome(b"2"))[0] == "END"
+
+
+# --- what the operator is told ----------------------------------------------------------------------------------------
+async def follows(pod, revision):
+    report = await pod.report()
+    return report is not None and report.follows("d", revision)
+
+
+async def test_the_operator_is_told_of_each_document_that_is_served(pod, engine, entry):
+    for revision, tenants in enumerate((["acme"], ["acme", "beta"], ["beta"], []), 1):
+        await pod.apply(*(entry(name, port=20000 + index) for index, name in enumerate(tenants)))
+        await condition(lambda revision=revision: follows(pod, revision))
+        assert set(map(pod.id_of, tenants)) <= pod.fronts.keys()
+    assert not (await pod.report()).follows("d", 5)
+    assert not (await pod.report()).follows("another", 4)
+
+
+async def test_a_document_that_is_not_served_yet_is_told_with_the_reason(pod, entry):
+    await pod.apply(entry())
+    await condition(lambda: tells(pod, "the model is not loaded"))
+    assert not await follows(pod, 1)
+    assert (await pod.report()).version.revision == 1
+    engine = await pod.start_engine()
+    await condition(lambda: follows(pod, 1))
+    await engine.close()
+
+
+async def test_an_endpoint_that_cannot_open_is_told_to_the_operator(pod, engine, front, entry):
+    pod.fronts[pod.id_of("beta")] = front  # so that no front is started for it
+    await pod.apply(entry(), entry("beta", port=20001))
+    await condition(lambda: pod_wants(pod, "beta"))
+    pod.report_failure(pod.id_of("beta"), "port 20001 is in use")
+    await condition(lambda: tells(pod, "port 20001 is in use"))
+    assert not await follows(pod, 2)
+    del pod.fronts[pod.id_of("beta")]
+    await pod.start_front(pod.id_of("beta"))
+    await condition(lambda: follows(pod, 2))
+
+
+async def tells(pod, reason):
+    report = await pod.report()
+    return report is not None and any(reason in obstacle for obstacle in report.obstacles)
+
+
+async def test_a_report_that_was_lost_comes_again(pod, engine, front, store):
+    await condition(lambda: follows(pod, 1))
+    store.pause()
+    await condition(lambda: says_store_is_away(pod))
+    store.resume()
+    await pod.documents.report("p", PodReport())  # as if the last had not arrived
+    await condition(lambda: follows(pod, 1))
+
+
+async def says_store_is_away(pod):
+    return "the store does not answer" in pod.process.obstacles()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import infer_server.quota
 from infer_server.contract.limits import decode_limits, encode_limits
-from infer_server.quota import EmbeddedStore, QuotaLimits, QuotaStore
+from infer_server.quota import EmbeddedStore, QuotaLimits, QuotaStore, QuotaUnavailable
 from infer_server.quota.library import NAME, ensure_loaded, text
 
 
@@ -29,6 +29,21 @@ async def test_it_is_loaded_only_when_it_differs(tmp_path) -> None:
             assert await loads(store) == 2
             async with QuotaStore.open(server.url, timeout_seconds=5):
                 assert await loads(store) == 3
+
+
+async def test_where_others_load_it_is_used_as_it_is(tmp_path) -> None:
+    with EmbeddedStore(tmp_path) as server:
+        async with QuotaStore.open(server.url, timeout_seconds=5) as store:
+            client = store._connection.client
+            rights = ("~inferengine:*", "+@all", "-function|load")
+            await client.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">x", *rights)
+            await ensure_loaded(client, text() + "\n-- another patch\n")
+            async with QuotaStore.open(server.url.replace("//", "//limited:x@", 1), timeout_seconds=5) as limited:
+                await limited.set_limits("n/d/t", QuotaLimits(tokens_per_day=50))
+                assert (await limited.usage("n/d/t")).limits == QuotaLimits(tokens_per_day=50)
+                await client.function_flush()
+                with pytest.raises(QuotaUnavailable, match="no permissions to run the 'function\\|load' command"):
+                    await limited.usage("n/d/t")
 
 
 def test_every_function_is_registered_under_the_major_version() -> None:

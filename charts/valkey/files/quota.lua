@@ -1,0 +1,1 @@
+../../../server/infer_server/quota/scripts/quota.lua

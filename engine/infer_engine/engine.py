@@ -13,7 +13,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -328,9 +328,17 @@ class InferenceEngine:
     def _overwrite_freed(self) -> None:
         self._compute.zero(self._scheduler.ledger.take_slots_to_zero())
 
-    def set_share(self, tenant: str, share: Share) -> None:
-        """What a tenant may have of the pool and of the computing, from the next step on. Nobody's default is `Share()`."""
-        self._loop.call(lambda: self._scheduler.set_share(tenant, share))
+    def set_shares(self, shares: Mapping[str, Share]) -> None:
+        """What each of these tenants may have of the pool and of the computing. Others keep theirs; nobody's is `Share()`.
+
+        Acts between two steps.
+        """
+
+        def set_all() -> None:
+            for tenant, share in shares.items():
+                self._scheduler.set_share(tenant, share)
+
+        self._loop.call(set_all)
 
     def check_integrity(self) -> None:
         """Between two steps: raises AssertionError if a slot is lost or owned twice. For tests; it walks everything."""

@@ -18,7 +18,7 @@ import yaml
 from msgspec import Meta, Struct
 
 from infer_operator import check, rules
-from infer_server.contract.document import Name, QuotaLimits
+from infer_server.contract.document import CacheShare, Name, QuotaLimits
 
 API_VERSION = "inferengine.dev/v1alpha1"
 KIND = "InferenceDeployment"
@@ -182,6 +182,8 @@ class TenantSpec(_Fields, frozen=True, kw_only=True):
     secret_namespaces: Annotated[tuple[KubernetesName, ...], Meta(max_length=16)] = ()
     """Get a copy of its Secret, where they allow it."""
     quota: QuotaLimits = QuotaLimits()
+    cache: CacheShare = CacheShare()
+    """Of each pod."""
 
 
 class ResourcesSpec(_Fields, frozen=True, kw_only=True):

@@ -438,7 +438,7 @@ def test_a_dropped_tenant_leaves_no_key_or_value_behind(arithmetic: Any) -> None
 
 def test_an_idle_engine_lets_go_of_what_has_outlived_its_time(arithmetic: Any) -> None:
     with InferenceEngine(arithmetic(), EngineConfig(max_cache_tokens=256)) as engine:
-        engine.set_share("brief", Share(ttl_seconds=1))
+        engine.set_shares({"brief": Share(ttl_seconds=1)})
         engine.generate(
             [[1, 2, 3]],
             SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True),

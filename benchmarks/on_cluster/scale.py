@@ -85,11 +85,11 @@ def _is_settled(found: Object) -> bool:
 
 
 async def is_idle(home: Home) -> bool:
-    """Nothing waits, and nothing is sent for a second."""
-    first = await home.operator.requests()
+    """Nothing waits, and nothing is written for a second. Looks at resources, which read, never end."""
+    first = await home.operator.writes()
     await asyncio.sleep(1)
     found = await home.operator.metrics()
-    return found["inferengine_operator_queue_depth"] == 0 and await home.operator.requests() == first
+    return found["inferengine_operator_queue_depth"] == 0 and await home.operator.writes() == first
 
 
 async def everything(home: Home) -> Any:

@@ -53,7 +53,8 @@ def _model(pods: Sequence[Observed]) -> Finding:
     """A pod that was ready once has loaded its model: readiness says so."""
     if any(condition(pod, "Ready") == "True" for pod in pods):
         return Finding(True, "Loaded")
-    fetching = [one for pod in pods for one in containers(pod, "initContainerStatuses") if _fetches(one)]
+    newest = _of_newest_template(pods)
+    fetching = [one for pod in newest for one in containers(pod, "initContainerStatuses") if _fetches(one)]
     for container in fetching:
         ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated")
         if ended:
@@ -66,6 +67,19 @@ def _model(pods: Sequence[Observed]) -> Finding:
     if any("running" in container.get("state", {}) for pod in pods for container in containers(pod)):
         return Finding(False, "Loading", "a pod loads the model; if that lasts, its log says why")
     return Finding(None, "NoPodRunning", "no pod has come so far")
+
+
+def _of_newest_template(pods: Sequence[Observed]) -> list[Observed]:
+    """During a rollout an older pod may still fail at what the spec no longer says."""
+    if not pods:
+        return []
+    newest = max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+    return [pod for pod in pods if _template(pod) == _template(newest)]
+
+
+def _template(pod: Observed) -> str | None:
+    found: str | None = pod["metadata"].get("labels", {}).get("pod-template-hash")
+    return found
 
 
 def _fetches(container: Observed) -> bool:

@@ -95,7 +95,7 @@ class Controller:
         await backend.label_pods()
         if outcome.retry:
             raise WaitingError("waits for the quota store, or for an object that was refused; its status says which")
-        return outcome.look_again
+        return 0.0 if backend.learned_endpoints else outcome.look_again
 
     async def _not_understood(self, key: Key, raw: Object, error: SpecError) -> None:
         """A resource of another version of its schema, say: what runs goes on, and the resource may be deleted."""

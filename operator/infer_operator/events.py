@@ -1,6 +1,7 @@
 """Two statuses in, Events out: one for each condition that changed its status. Pure.
 
-`kubectl describe` shows them. What only changes its reason or message is in the status, and makes no noise here.
+`kubectl describe` shows them. What only changes its reason or message is in the status, and makes no noise here; nor does an edit
+that pods are about to take over.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from infer_operator.following import FOLLOWING
 from infer_operator.kube import EVENT, RESOURCE, Object
 from infer_operator.status import Status
 
@@ -19,9 +21,10 @@ BAD_WHEN_TRUE = ("Degraded",)
 
 def transitions(resource: Object, before: Status | None, after: Status) -> Iterator[Object]:
     """None for the first status: everything in it would be news."""
-    known = {condition.type: condition.status for condition in before.conditions} if before else {}
+    known = {condition.type: condition for condition in before.conditions} if before else {}
     for condition in after.conditions:
-        if condition.type in known and known[condition.type] != condition.status:
+        last = known.get(condition.type)
+        if last is not None and last.status != condition.status and FOLLOWING not in (last.reason, condition.reason):
             bad = condition.status == ("True" if condition.type in BAD_WHEN_TRUE else "False")
             message = f"{condition.type} is {condition.status}: {condition.message or condition.reason}"
             yield _event(resource, "Warning" if bad else "Normal", condition.reason, message, condition.type)

@@ -7,29 +7,26 @@ after a 410. Only the leader works; another operator waits for the Lease.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import kopf
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from infer_operator.builders import Context
 from infer_operator.cluster import Cluster
 from infer_operator.controller import Controller
 from infer_operator.kube import CHILDREN, OPTIONAL, POD, RESOURCE, Kube, KubeError, Object, connect
 from infer_operator.lease import Lease
 from infer_operator.metrics import Metrics
-from infer_operator.rounds import LOOK_SECONDS, Rounds
+from infer_operator.monitoring import serving
+from infer_operator.options import SWEEP_SECONDS, Options, parse
+from infer_operator.rounds import Rounds
 from infer_operator.state import Key
 from infer_operator.store import Store, follow, follow_where_known
 from infer_operator.workqueue import Lane, WorkQueue
@@ -37,25 +34,9 @@ from infer_operator.workqueue import Lane, WorkQueue
 log = logging.getLogger(__name__)
 
 WORKERS = 16
-SWEEP_SECONDS = 600.0
-LIST_TRY_SECONDS = 5.0
 SILENCE_SECONDS = 300.0
 """A bookmark comes each minute, and a dead connection is noticed after 150 s: longer silence of a watch is our own failure."""
 LEASE_NAME = "inferengine-operator"
-NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    namespace: str
-    """of the Lease; in a cluster also where the operator's pods run"""
-    watch_namespace: str
-    """empty: all"""
-    port: int
-    """of /metrics and /healthz; 0: none"""
-    context: Context
-    sweep_seconds: float = SWEEP_SECONDS
-    look_seconds: float = LOOK_SECONDS
 
 
 def operator(argv: list[str]) -> int:
@@ -67,43 +48,6 @@ def operator(argv: list[str]) -> int:
     except KubeError as error:
         print(f"inferengine operator: {error}", file=sys.stderr)
         return 1
-
-
-def parse(argv: list[str]) -> Options:
-    inside = _own_namespace()
-    parser = argparse.ArgumentParser(prog="inferengine operator", description=operator.__doc__)
-    parser.add_argument(
-        "--namespace",
-        default=inside or "default",
-        help="where the Lease of the leader is kept (default: the pod's own)",
-    )
-    parser.add_argument("--watch-namespace", default="", help="look after this namespace only (default: all)")
-    parser.add_argument(
-        "--image",
-        default="inferengine-engine:latest",
-        help="of the pods, where a resource names none (default: %(default)s)",
-    )
-    parser.add_argument("--image-pull-policy", choices=("Always", "IfNotPresent", "Never"))
-    parser.add_argument(
-        "--metrics-port", type=_port, default=9401, help="of /metrics and /healthz; 0: none (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--sweep-seconds",
-        type=float,
-        default=SWEEP_SECONDS,
-        help="between two full looks at everything (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--look-seconds",
-        type=float,
-        default=LOOK_SECONDS,
-        help="between two looks at one resource of which nothing was heard (default: %(default)g)",
-    )
-    args = parser.parse_args(argv)
-    context = Context(image=args.image, image_pull_policy=args.image_pull_policy, operator_namespace=inside)
-    return Options(
-        args.namespace, args.watch_namespace, args.metrics_port, context, args.sweep_seconds, args.look_seconds
-    )
 
 
 async def run(options: Options) -> int:
@@ -122,7 +66,7 @@ async def run(options: Options) -> int:
             raise KubeError(f"the API server does not know {RESOURCE.plural}: apply manifests/crds first")
         watched = Operator(kube, options, metrics)
         lease = Lease(kube, options.namespace, LEASE_NAME, f"{socket.gethostname()}-{os.getpid()}")
-        async with _http(options.port, watched):
+        async with serving(options.port, metrics.registry, watched.trouble):
             lead = asyncio.ensure_future(
                 lease.hold(lambda: watched.run(lease.uid), lambda leads: metrics.leader.set(leads))
             )
@@ -151,6 +95,7 @@ class Operator:
         """while kopf runs, which ends everything on a signal"""
         metrics.observe_queue(lambda: self.queue.backlog.depth, lambda: self.queue.backlog.oldest_seconds)
         metrics.observe_watches(self.store.ages)
+        metrics.observe_resources(self.store.readiness)
 
     async def run(self, operator_id: str) -> None:
         """Until a signal. Raises what ended one of the tasks."""
@@ -251,43 +196,3 @@ class Operator:
         ages = {kind: age for kind, age in self.store.ages().items() if kind != RESOURCE.name}
         silent = sorted(kind for kind, age in ages.items() if age > SILENCE_SECONDS)
         return f"nothing heard for long of {', '.join(silent)}" if silent else ""
-
-
-@contextlib.asynccontextmanager
-async def _http(port: int, watched: Operator) -> AsyncIterator[None]:
-    if port == 0:
-        yield
-        return
-
-    async def metrics(request: web.Request) -> web.Response:
-        content = generate_latest(watched.metrics.registry)
-        return web.Response(body=content, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def health(request: web.Request) -> web.Response:
-        trouble = watched.trouble()
-        return web.Response(text=trouble or "ok", status=503 if trouble else 200)
-
-    app = web.Application()
-    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", health)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        try:
-            await web.TCPSite(runner, None, port).start()
-        except OSError as error:
-            raise KubeError(f"--metrics-port: port {port}: {error.strerror}; give another, or 0 for none") from error
-        yield
-    finally:
-        await runner.cleanup()
-
-
-def _own_namespace() -> str | None:
-    with contextlib.suppress(OSError), open(NAMESPACE_FILE) as file:
-        return file.read().strip()
-    return None
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"got {text!r}; must be an integer from 0 to 65535")
-    return int(text)

@@ -43,24 +43,31 @@ class Metrics:
             Gauge(f"{PREFIX}_{name}", help, registry=self.registry).set_function(read)
 
     def observe_watches(self, ages: Callable[[], Mapping[str, float]]) -> None:
-        self.registry.register(_WatchAges(ages))
+        help = "Seconds since the API server last told anything about a kind; a bookmark comes each minute"
+        self.registry.register(_Gauges("watch_age_seconds", help, "kind", ages))
+
+    def observe_resources(self, readiness: Callable[[], Mapping[str, float]]) -> None:
+        help = "InferenceDeployments by what their condition Ready says"
+        self.registry.register(_Gauges("resources", help, "ready", readiness))
 
 
-class _WatchAges(Collector):
-    """Read when asked for: between two events nothing would set a gauge."""
+class _Gauges(Collector):
+    """One family, read when asked for: between two events nothing would set a gauge."""
 
-    def __init__(self, ages: Callable[[], Mapping[str, float]]) -> None:
-        self._ages = ages
+    def __init__(self, name: str, help: str, label: str, read: Callable[[], Mapping[str, float]]) -> None:
+        self._name = f"{PREFIX}_{name}"
+        self._help = help
+        self._label = label
+        self._read = read
 
     def describe(self) -> list[GaugeMetricFamily]:
         return [self._family()]
 
     def collect(self) -> list[GaugeMetricFamily]:
         family = self._family()
-        for kind, seconds in sorted(self._ages().items()):
-            family.add_metric([kind], seconds)
+        for value, number in sorted(self._read().items()):
+            family.add_metric([value], number)
         return [family]
 
     def _family(self) -> GaugeMetricFamily:
-        help = "Seconds since the API server last told anything about a kind; a bookmark comes each minute"
-        return GaugeMetricFamily(f"{PREFIX}_watch_age_seconds", help, labels=["kind"])
+        return GaugeMetricFamily(self._name, self._help, labels=[self._label])

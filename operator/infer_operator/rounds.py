@@ -42,6 +42,7 @@ class Rounds:
                 self._add(Key(meta["namespace"], meta["name"]), Lane.RESYNC)
 
     def pause(self, resource: Object, number: int) -> float:
-        """Before one of `number` resources. Its Secrets: its tenants', its own, and the store's."""
-        num_secrets = len(resource["spec"].get("tenants", ())) + 2
+        """Before one of `number` resources. Its Secrets: its tenants' and their copies, its own, and the store's."""
+        tenants = resource["spec"].get("tenants", ())
+        num_secrets = sum(1 + len(tenant.get("secretNamespaces", ())) for tenant in tenants) + 2
         return max(self._seconds / number, num_secrets / SECRETS_PER_SECOND)

@@ -62,6 +62,14 @@ class Store:
         now = self._clock()
         return {kind: now - at for kind, at in self._heard_at.items()}
 
+    def readiness(self) -> dict[str, float]:
+        """How many resources are ready ("True"), are not ("False"), or have no such condition yet ("Unknown")."""
+        number = {"True": 0.0, "False": 0.0, "Unknown": 0.0}
+        for resource in self.resources():
+            told = resource.get("status", {}).get("conditions", ())
+            number[next((one["status"] for one in told if one["type"] == "Ready"), "Unknown")] += 1
+        return number
+
     # --- writing -----------------------------------------------------------------------------------------------------
     def put(self, kind: Kind, seen: Object) -> bool:
         """An object as an event or the answer to our own write gives it. Whether it was news."""

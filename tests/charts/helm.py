@@ -46,10 +46,10 @@ def install(values: dict[str, Any], name: str, namespace: str, chart: str = OURS
     return str(done["manifest"])
 
 
-def upgrade(values: dict[str, Any], name: str, namespace: str, chart: str = OURS, path: str | None = None) -> str:
+def upgrade(values: dict[str, Any], name: str, namespace: str, chart: str = OURS) -> str:
     """Likewise, of a release that is there."""
     with helm.Config(namespace=namespace) as config:
-        done = config.upgrade(path or CHARTS / chart, name, values, wait="watcher", timeout=READY_SECONDS)
+        done = config.upgrade(CHARTS / chart, name, values, wait="watcher", timeout=READY_SECONDS)
     return str(done["manifest"])
 
 

@@ -12,7 +12,8 @@ import yaml
 
 from infer_operator.builders.networkpolicy import OPERATOR_LABELS
 from infer_operator.kube import CHILDREN, LEASE, OPTIONAL, RESOURCE
-from infer_operator.main import LEASE_NAME, parse
+from infer_operator.main import LEASE_NAME
+from infer_operator.options import parse
 
 REPOSITORY = Path(__file__).parents[2]
 MANIFESTS = REPOSITORY / "manifests"
@@ -87,6 +88,13 @@ def test_the_clusters_own_roles_see_and_change_resources(objects: Objects) -> No
     assert f"{RESOURCE.plural}/status" not in str(edit["rules"]), "the operator's alone to write"
     for values in ({"rbac": {"aggregate": False}}, {"rbac": {"create": False}}):
         assert not {item["metadata"]["name"] for item in objects(values)} & set(FOR_PEOPLE)
+
+
+def test_a_second_release_for_a_namespace_makes_nothing_of_the_clusters(objects: Objects) -> None:
+    made = objects({"watchNamespace": "team-b", "crds": {"enabled": False}})
+    assert {namespace for _, namespace in kinds(made)} == {"inferengine-system", "team-b"}
+    elsewhere = objects({"crds": {"enabled": False}})
+    assert one(elsewhere, "ClusterRole", FOR_PEOPLE[0])
 
 
 def test_several_operators_are_kept_apart(objects: Objects) -> None:
@@ -220,8 +228,8 @@ def test_two_releases_do_not_meet(objects: Objects) -> None:
 
 def test_notes_say_what_next(render: Callable[..., dict[str, str]]) -> None:
     notes = render({"watchNamespace": "team-a"})["NOTES.txt"]
-    commands = re.findall(r"^  (kubectl .*)$", notes, re.MULTILINE)
-    assert [command.split()[1] for command in commands] == ["apply", "wait", "get"]
+    commands = re.findall(r"^  ((?:kubectl|inferengine) .*)$", notes, re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["apply", "wait", "connect"]
     assert all("--namespace team-a" in command for command in commands)
     assert "will delete every InferenceDeployment" not in notes
     assert "will delete every InferenceDeployment" in render({"crds": {"keep": False}})["NOTES.txt"]

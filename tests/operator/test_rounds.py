@@ -43,6 +43,13 @@ class Run:
         return self.looks
 
 
+def test_copies_of_secrets_count() -> None:
+    copied = resource("a")
+    copied["spec"]["tenants"][0]["secretNamespaces"] = [f"n{number}" for number in range(16)]
+    rounds = Rounds(lambda: (), lambda key, lane: None, seconds=0.0)
+    assert rounds.pause(copied, 1) == 19 / SECRETS_PER_SECOND
+
+
 async def test_each_has_its_turn_within_the_time() -> None:
     looks = await Run([resource(name) for name in "abc"], until=60)()
     assert looks == [(10, "a"), (20, "b"), (30, "c"), (40, "a"), (50, "b"), (60, "c")]

@@ -114,6 +114,14 @@ def test_a_list_of_resources_is_a_resync(store: Store, woken: list[tuple[Key, La
     assert list(store.resources()) == [resource]
 
 
+def test_resources_are_counted_by_what_they_say_of_themselves(store: Store) -> None:
+    for number, status in enumerate(("True", "True", "False", "Unknown", None)):
+        meta = {"name": f"d{number}", "namespace": "ns", "uid": "u", "resourceVersion": str(number + 1)}
+        told = [] if status is None else [{"type": "Accepted", "status": "True"}, {"type": "Ready", "status": status}]
+        store.event(RESOURCE, "ADDED", {"metadata": meta, "status": {"conditions": told}})
+    assert store.readiness() == {"True": 2, "False": 1, "Unknown": 2}
+
+
 def test_kinds_do_not_mix(store: Store) -> None:
     store.listed(DEPLOYMENT, [child("a", 1)], "100")
     assert store.put(POD, child("a", 2, kind=POD))

@@ -96,6 +96,11 @@ capabilities:
   verbs: [create]
 {{- end }}
 
+{{/* Whether there are roles for people. They are the cluster's: a release for one namespace makes none where another has brought the definition. */}}
+{{- define "inferengine.hasRolesForPeople" -}}
+{{ if and .Values.rbac.create .Values.rbac.aggregate (or .Values.crds.enabled (not .Values.watchNamespace)) }}yes{{ end }}
+{{- end }}
+
 {{/* The test's pod must not look like an operator to whatever selects operators. */}}
 {{- define "inferengine.testLabels" -}}
 app.kubernetes.io/name: inferengine-test

@@ -1,10 +1,12 @@
+# test.sh [OPTION_OF_VALKEY_CLI...]
 # As a user who is limited to one deployment's keys: uses the quota functions, and is refused everything else.
 set -eu
+options=$*
 export VALKEYCLI_AUTH="$PASSWORD" REDISCLI_AUTH="$PASSWORD" # the second is what older clients read
 own='inferengine:{'$PLACE'/tenant}'
 other='inferengine:{'$PLACE'-other/tenant}'
 
-ask() { valkey-cli -h "$HOST" --user test "$@" 2>&1; }
+ask() { valkey-cli $options -h "$HOST" --user test "$@" 2>&1; }
 expect() { # expect ANSWER COMMAND...
   wanted=$1
   shift

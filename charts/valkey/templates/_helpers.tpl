@@ -34,6 +34,20 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Values.persistence.existingClaim | default (include "valkey.name" .) }}
 {{- end }}
 
+{{/* What valkey-cli has to be told, each with a comma before it. */}}
+{{- define "valkey.cliOptions" -}}
+{{ if .Values.tls.secretName }}, --tls, --cacert, /etc/valkey-tls/ca.crt{{ end }}
+{{- end }}
+
+{{/* (everything, user, password) */}}
+{{- define "valkey.url" -}}
+{{- $all := index . 0 }}
+{{- $url := printf "%s:%s@%s.%s.svc:6379" (index . 1) (index . 2) (include "valkey.name" $all) $all.Release.Namespace }}
+{{- if not $all.Values.tls.secretName }}redis://{{ $url }}
+{{- else }}rediss://{{ $url }}{{ with $all.Values.tls.caFile }}?ssl_ca_certs={{ . | urlquery }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{/* Whether `helm test` has something to do: users of a Secret of one's own are not known here. */}}
 {{- define "valkey.isTested" -}}
 {{ if and .Values.test.enabled (not .Values.existingSecret) }}yes{{ end }}

@@ -69,6 +69,8 @@ class KubernetesBackend:
         self._store_url = ""
         self._stored: DesiredState | None = None
         self._tenants: Tenants | None = None
+        self.learned_endpoints = False
+        """A Service was written just now: what it tells, such as its node port, is not in Secrets and status yet"""
         self._handouts = handouts.Handouts(cluster, key, resource)
         self._copies = copies.Copies(cluster, key, resource)
 
@@ -211,7 +213,10 @@ class KubernetesBackend:
 
     async def _save_tenants(self, records: tuple[TenantRecord, ...]) -> None:
         assert self._tenants is not None
-        given = {record.name: Given(uid=record.uid, port=record.port) for record in records}
+        given = {
+            record.name: Given(uid=record.uid, port=record.port, own_keys=not record.client_public_key)
+            for record in records
+        }
         if given != {name: self._ledger.given.get(name) for name in given}:
             await self._save_ledger(replace(self._ledger, given={**self._ledger.given, **given}))
         refusals = []
@@ -278,6 +283,7 @@ class KubernetesBackend:
                 meta = wanted["metadata"]
                 raise RefusedError(f"{kind.name} {meta['namespace']}/{meta['name']}: {error.message}") from error
             raise
+        self.learned_endpoints |= kind.name == "Service" and applied["spec"].get("type") != "ClusterIP"
         self._note_gaps(name, applied, wanted)
 
     async def _create_object(self, kind: Kind, wanted: Object) -> Object:

@@ -64,7 +64,7 @@ class Tenants:
                 (records if whole else recovered)[name] = same
             elif found is _UNUSABLE and name in own_keys:
                 records[name] = _record(name, given, "", "")
-            elif found is _UNUSABLE and known is not None and known.public_keys:
+            elif found is _UNUSABLE and known is not None and known.public_keys and not given.own_keys:
                 # Ours to tell, not to mend. Another key with each run would be worse than the one that clients may have.
                 records[name] = _record(name, given, known.public_keys[0], "")
             else:

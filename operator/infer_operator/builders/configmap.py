@@ -39,6 +39,8 @@ class Given(Struct, frozen=True, kw_only=True):
 
     uid: str
     port: int
+    own_keys: bool = False
+    """It was given none: those in the document are its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ PRE_STOP_SECONDS = 5
 STOP_MARGIN_SECONDS = 15
 """beyond the drain: what the supervisor gives its processes to end by themselves, and then some"""
 SHARED_MEMORY = "1Gi"
+FETCH_DEADLINE_SECONDS = 3600
+"""until a rollout counts as stuck; Kubernetes' own ten minutes are too short for a large model's download"""
 
 CONTAINER = "server"
 
@@ -41,6 +43,8 @@ def deployment(resource: Resource, context: m.Context) -> m.Manifest:
         "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling_update(spec)},
         "template": pod_template(resource, context),
     }
+    if model.is_remote(spec.model):
+        content["progressDeadlineSeconds"] = FETCH_DEADLINE_SECONDS
     if spec.replicas is not None:  # else the field is whoever's who sets it
         content["replicas"] = spec.replicas
     return m.manifest(resource, "apps/v1", "Deployment", m.server_name(resource), {"spec": content})

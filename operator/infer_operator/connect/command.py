@@ -36,9 +36,6 @@ def connect(argv: list[str]) -> int:
     except ConnectError as error:
         _tell(str(error))
         return 1
-    except OSError as error:
-        _tell(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        return 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -66,12 +63,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     instead.add_argument(
         "--forward", action="store_true", help="forward a local port until Ctrl-C; a file of --save names that port"
     )
-    parser.add_argument("--local-port", type=_port, default=0, metavar="PORT", help="to forward from (default: any)")
-    chat = parser.add_argument_group("chat", "as in `inferengine chat`")
-    chat.add_argument("--system", help="system message that opens the conversation")
-    chat.add_argument("--max-tokens", type=int)
-    chat.add_argument("--temperature", type=float)
-    chat.add_argument("--secret-key-file", type=Path, metavar="FILE", help="where the tenant has keys of its own")
+    parser.add_argument(
+        "--local-port",
+        type=_port,
+        metavar="PORT",
+        help="forward from this one, also where the endpoint can be reached directly (default: any, where needed)",
+    )
+    talk = parser.add_argument_group("chat", "as in `inferengine chat`")
+    talk.add_argument("--system", help="system message that opens the conversation")
+    talk.add_argument("--max-tokens", type=int)
+    talk.add_argument("--temperature", type=float)
+    talk.add_argument("--secret-key-file", type=Path, metavar="FILE", help="where the tenant has keys of its own")
     args = parser.parse_args(own)
     args.prompt = prompt
     if prompt and (args.save or args.forward):
@@ -93,20 +95,26 @@ def _connect(args: argparse.Namespace, background: Background) -> int:
             _save(args.save, access.credentials(), access.fields["endpoint"])
             return 0
         endpoint = access.fields["endpoint"]
-        if args.forward or not background.call(can_be_reached(access)):
-            port = background.call(Forwarder(cluster, access, _tell).start(args.local_port))
+        wanted = args.forward or args.local_port is not None
+        if wanted or not background.call(can_be_reached(access)):
+            forwarder = Forwarder(cluster, access, _tell)
+            port = background.call(forwarder.start(args.local_port or 0))
+            stack.callback(lambda: background.call(forwarder.stop()))
             endpoint = f"tcp://{HOST}:{port}"
         if args.forward:
             return _keep_forwarding(args, access, endpoint)
-        return _chat(args, access.credentials(endpoint))
+        return chat(args, access.credentials(endpoint))
 
 
 @contextlib.contextmanager
 def _opened(args: argparse.Namespace, background: Background) -> Iterator[Cluster]:
     """Opened and closed on the loop that uses it."""
     stack = AsyncExitStack()
-    yield background.call(stack.enter_async_context(open_cluster(args.kubeconfig, args.context)))
-    background.call(stack.aclose())
+    cluster = background.call(stack.enter_async_context(open_cluster(args.kubeconfig, args.context)))
+    try:
+        yield cluster
+    finally:
+        background.call(stack.aclose())
 
 
 def _keep_forwarding(args: argparse.Namespace, access: Access, endpoint: str) -> int:
@@ -121,11 +129,14 @@ def _keep_forwarding(args: argparse.Namespace, access: Access, endpoint: str) ->
 
 
 def _save(file: Path, content: bytes, endpoint: str) -> None:
-    StateDir(file.parent).write(file.name, content)  # whole, and readable by its owner only
+    try:
+        StateDir(file.parent).write(file.name, content)  # whole, and readable by its owner only
+    except OSError as error:
+        raise ConnectError(f"--save {file}: {error.strerror}") from error
     print(f"Wrote {file}: the credentials for {endpoint}", flush=True)
 
 
-def _chat(args: argparse.Namespace, credentials: bytes) -> int:
+def chat(args: argparse.Namespace, credentials: bytes, connect_seconds: float = CONNECT_SECONDS) -> int:
     """The chat is another package's command; it reads a file, which here is the end of a pipe."""
     found = entry_points(group="inferengine.commands", name="chat")
     reader, writer = os.pipe()
@@ -134,9 +145,9 @@ def _chat(args: argparse.Namespace, credentials: bytes) -> int:
     options = [(f"--{name.replace('_', '-')}", getattr(args, name)) for name in CHAT_OPTIONS]
     given = [f"{option}={value}" for option, value in options if value is not None]
     try:
-        chat = found["chat"].load()
-        code: int = chat(
-            [f"--credentials=/dev/fd/{reader}", f"--connect-timeout={CONNECT_SECONDS}", *given, "--", *args.prompt]
+        command = found["chat"].load()
+        code: int = command(
+            [f"--credentials=/dev/fd/{reader}", f"--connect-timeout={connect_seconds}", *given, "--", *args.prompt]
         )
         return code
     finally:

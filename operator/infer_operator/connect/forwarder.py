@@ -22,21 +22,27 @@ GREETING_SECONDS = 10.0
 class Forwarder:
     def __init__(self, cluster: Cluster, access: Access, tell: Callable[[str], None]) -> None:
         self._cluster, self._access, self._tell = cluster, access, tell
+        self._server: asyncio.Server | None = None
         self._told = ""
         """what was told last: a client that tries once a second is no reason to repeat it"""
 
     async def start(self, port: int) -> int:
-        """The local port, once it is clear that a pod serves the tenant. Connections are served until the loop ends.
+        """The local port, once it is clear that a pod serves the tenant.
 
         Raises ConnectError.
         """
         await self._try()
         try:
-            server = await asyncio.start_server(self._serve, HOST, port)
+            self._server = await asyncio.start_server(self._serve, HOST, port)
         except OSError as error:
             raise ConnectError(f"--local-port {port}: {error.strerror}; give another, or 0 for any") from error
-        found: int = server.sockets[0].getsockname()[1]
+        found: int = self._server.sockets[0].getsockname()[1]
         return found
+
+    async def stop(self) -> None:
+        """No new connections; those that there are end with the loop."""
+        if self._server is not None:
+            self._server.close()
 
     async def _try(self) -> None:
         """A pod's endpoint speaks first, so its first bytes show that it is there."""

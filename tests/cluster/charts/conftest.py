@@ -22,6 +22,7 @@ collect_ignore_glob = [] if os.environ.get("INFERENGINE_TEST_CLUSTER") else ["te
 HELM = Path(__file__).parents[2] / "charts/helm.py"
 DEFINITION = "customresourcedefinition/inferencedeployments.inferengine.dev"
 CRD_FILE = Path(__file__).parents[3] / "manifests/crds/inferencedeployments.yaml"
+POD_MONITORS = Path(__file__).parents[1] / "config/podmonitors.yaml"
 NODE_ADDRESS = "10.200.0.1"
 """of the cluster's real node, where the tests run too: pods reach the store there"""
 AUDIT_LOG = Path("/var/lib/inferengine-cluster/logs/audit.jsonl")
@@ -155,12 +156,23 @@ class Release:
         assert found is not None, name
         return {key: base64.b64decode(value).decode() for key, value in found["data"].items()}
 
-    def children(self, name: str) -> dict[tuple[str, str], str]:
+    def children(self, name: str, *more: str) -> dict[tuple[str, str], str]:
         """Kind and name -> uid, of what has the deployment's label, but for pods and what others derive."""
-        kinds = "deployment,statefulset,service,configmap,serviceaccount,secret,pdb,networkpolicy,pvc"
+        kinds = ",".join(
+            ("deployment,statefulset,service,configmap,serviceaccount,secret,pdb,networkpolicy,pvc", *more)
+        )
         labels = f"inferengine.dev/deployment={name}"
         listed = json.loads(self._kubectl("get", kinds, "-n", self.namespace, "-l", labels, "--output=json"))
         return {(item["kind"], item["metadata"]["name"]): item["metadata"]["uid"] for item in listed["items"]}
+
+    def pods(self, name: str) -> set[str]:
+        """uids"""
+        listed = json.loads(
+            self._kubectl(
+                "get", "pods", "-n", self.namespace, "-l", f"inferengine.dev/deployment={name}", "--output=json"
+            )
+        )
+        return {item["metadata"]["uid"] for item in listed["items"]}
 
     def apply(self, name: str, spec: Manifest) -> None:
         manifest = {
@@ -221,6 +233,15 @@ def release(kubectl: Kubectl, namespace: str, pod_fragment: Manifest, store: str
     yield release
     release.uninstall()  # first: an operator would give them their finalizers back
     release_resources(kubectl, namespace)
+
+
+@pytest.fixture
+def pod_monitors(kubectl: Kubectl) -> Iterator[None]:
+    """The kind is known."""
+    kubectl("apply", "--server-side", "-f", str(POD_MONITORS))
+    kubectl("wait", "--for=condition=Established", "-f", str(POD_MONITORS), "--timeout=30s")
+    yield
+    kubectl("delete", "-f", str(POD_MONITORS), "--timeout=60s")
 
 
 @pytest.fixture

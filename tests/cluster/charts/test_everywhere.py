@@ -23,17 +23,28 @@ def test_a_release_for_all_namespaces(
     on_kwok: Manifest,
     other_namespace: str,
     all_resources: Callable[[], list[str]],
+    audited: Callable[[str], list[Manifest]],
     refused: Callable[[str], list[Manifest]],
 ) -> None:
+    """Tenants' Secrets are copied into a namespace that allows it, which an operator of one namespace has no right to."""
     until(lambda: not all_resources(), "resources of other tests are gone: this operator would look after them too")
     release.install(watchNamespace="")
     elsewhere = release.in_namespace(other_namespace)
     elsewhere.make_store_secret()
-    elsewhere.apply("away", release.real_spec({"scheduling": on_kwok, "tenants": [{"name": "acme"}]}))
+    tenants = [{"name": "acme", "secretNamespaces": [release.namespace]}]
+    elsewhere.apply("away", release.real_spec({"scheduling": on_kwok, "tenants": tenants}))
     until(lambda: elsewhere.condition("away", "Available") == "True", "ready in a namespace that is not the operator's")
     assert elsewhere.get("secret", "away.acme")
+    copy = f"{other_namespace}.away.acme"
+    assert release.get("secret", copy) is None
+    kubectl("annotate", "namespace", release.namespace, f"inferengine.dev/secrets-from={other_namespace}")
+    until(lambda: release.get("secret", copy), "a copy, once it is allowed")
+    assert release.secret(copy) == elsewhere.secret("away.acme")
     kubectl("delete", "infd/away", "-n", other_namespace, "--timeout=90s")
-    assert refused(f"system:serviceaccount:{release.namespace}:inferengine-operator") == []
+    until(lambda: release.get("secret", copy) is None, "the copy goes with its source")
+    user = f"system:serviceaccount:{release.namespace}:inferengine-operator"
+    assert refused(user) == []
+    assert {event["verb"] for event in audited(user) if event["objectRef"]["resource"] == "namespaces"} == {"get"}
 
 
 def test_kustomize_makes_what_the_files_say(kubectl: Callable[..., str]) -> None:

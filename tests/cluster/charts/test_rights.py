@@ -19,6 +19,7 @@ CHILD_KINDS = {
     "PersistentVolumeClaim": "v1",
     "PodDisruptionBudget": "policy/v1",
     "NetworkPolicy": "networking.k8s.io/v1",
+    "PodMonitor": "monitoring.coreos.com/v1",
 }
 LABELS = {"matchLabels": {"app": "old"}}
 OLD_POD = {"metadata": {"labels": {"app": "old"}}, "spec": {"containers": [{"name": "old", "image": "old.test/x"}]}}
@@ -31,6 +32,7 @@ OLD_SPECS: dict[str, Any] = {
     },
     "NetworkPolicy": {"spec": {"podSelector": LABELS}},
     "PodDisruptionBudget": {"spec": {"selector": LABELS}},
+    "PodMonitor": {"spec": {"selector": LABELS, "podMetricsEndpoints": []}},
 }
 
 Manifest = dict[str, Any]
@@ -64,6 +66,7 @@ def rights(event: Manifest) -> Iterator[Right]:
 
 def test_rights_used_are_rights_granted(
     release: Any,
+    pod_monitors: None,
     kubectl: Callable[..., str],
     until: Callable[..., Any],
     on_kwok: Manifest,
@@ -75,18 +78,27 @@ def test_rights_used_are_rights_granted(
     spec = release.real_spec({"scheduling": on_kwok, "replicas": 2, "tenants": [{"name": "acme"}, {"name": "globex"}]})
     release.apply("all", spec | {"quotaStore": {"embedded": {"storage": {"size": "1Gi"}}}})
     wanted = set(CHILD_KINDS)
-    until(lambda: wanted <= {kind for kind, _ in release.children("all")}, "an object of each kind")
+    until(lambda: wanted <= {kind for kind, _ in release.children("all", "podmonitor")}, "an object of each kind")
     release.apply("all", spec | {"quotaStore": outside})
     until(lambda: release.condition("all", "QuotaStoreReachable") == "True", "another store answers")
     until(lambda: release.condition("all", "Available") == "True", "pods are available")
-    until(lambda: not {"StatefulSet"} & {kind for kind, _ in release.children("all")}, "the embedded store is gone")
+    until(
+        lambda: not {"StatefulSet"} & {kind for kind, _ in release.children("all", "podmonitor")},
+        "the embedded store is gone",
+    )
 
+    ported = {"serviceType": "NodePort", "advertisedHost": "nodes.example.test"}
+    release.apply("all", spec | {"quotaStore": outside, "endpoints": ported})
+    until(lambda: "nodes.example.test" in release.secret("all.acme")["endpoint"], "a Secret names the nodes")
     release.apply("all", spec | {"quotaStore": outside, "tenants": [{"name": "acme"}]})
     until(lambda: release.get("secret", "all.globex") is None, "a tenant's Secret is gone")
     resource = release.get("infd", "all")
     for kind in CHILD_KINDS:
         kubectl("create", "-f", "-", given=left_by_an_older_version(kind, resource))
-    until(lambda: not any(name == "old" for _, name in release.children("all")), "what is wanted no longer is pruned")
+    until(
+        lambda: not any(name == "old" for _, name in release.children("all", "podmonitor")),
+        "what is wanted no longer is pruned",
+    )
     kubectl("delete", "infd/all", "-n", release.namespace, "--timeout=90s")
 
     user = f"system:serviceaccount:{release.namespace}:inferengine-operator"

@@ -6,20 +6,24 @@ import base64
 import json
 import secrets
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis, exceptions
+
+from infer_server.quota import QuotaDenied, QuotaStore
 
 pytestmark = pytest.mark.our_cluster
 
 NAME = "quota"
 STORE = "quota-valkey"
 IMAGE = {"repository": "inferengine.local/valkey", "tag": "1", "pullPolicy": "Never"}
-"""made by ../images/valkey.sh"""
+"""made by ../images/valkey.sh; with the tag tls it has another server, which knows TLS"""
 TOKEN_SECONDS = 270
 
 Manifest = dict[str, Any]
@@ -39,8 +43,14 @@ class SharedStore:
             "persistence": {"storageClassName": volume_class},
         }
 
-    def install(self, users: list[Manifest], do: str = "install") -> None:
-        values = self._values | {"users": users}
+    def install(self, *users: Manifest) -> None:
+        self._make("install", {"users": list(users)})
+
+    def upgrade(self, *users: Manifest, **more: Any) -> None:
+        self._make("upgrade", {"users": list(users), **more})
+
+    def _make(self, do: str, values: Manifest) -> None:
+        values = self._values | values
         self._helm(do=do, chart="valkey", values=values, name=NAME, namespace=self.namespace)
 
     def uninstall(self) -> None:
@@ -54,14 +64,19 @@ class SharedStore:
         found = json.loads(self._kubectl("get", "secret", name, "-n", namespace or self.namespace, "--output=json"))
         return {key: base64.b64decode(value).decode() for key, value in found["data"].items()}
 
-    def connect(self, url: str) -> Redis:
-        """By the Service's address: names resolve in pods only."""
+    def url(self, name: str, namespace: str) -> str:
+        """A user's, with the Service's address: names resolve in pods only."""
+        url = self.secret(name, namespace)["url"]
         address = self._kubectl("get", "svc", STORE, "-n", self.namespace, "--output=jsonpath={.spec.clusterIP}")
-        return Redis.from_url(url.replace(f"{STORE}.{self.namespace}.svc", address), decode_responses=True)
+        return url.replace(f"{STORE}.{self.namespace}.svc", address)
+
+    def user(self, name: str, namespace: str) -> Redis:
+        return Redis.from_url(self.url(name, namespace), decode_responses=True)
 
     def admin(self) -> Redis:
+        url = urlsplit(self.url(f"{STORE}-test", self.namespace))
         password = self.secret(STORE)["admin.password"]
-        return self.connect(f"redis://admin:{password}@{STORE}.{self.namespace}.svc:6379")
+        return Redis(host=str(url.hostname), username="admin", password=password, decode_responses=True)
 
     def pod_uid(self) -> str:
         """Empty while there is none."""
@@ -111,6 +126,7 @@ def shared_store(kubectl: Kubectl, helm: Callable[..., Any], volume_class: str) 
         given={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}},
     )
     store = SharedStore(kubectl, helm, namespace, volume_class)
+    store.install()
     yield store
     store.uninstall()
     kubectl("delete", "namespace", namespace, "--wait=false")
@@ -120,7 +136,7 @@ def test_a_deployment_serves_with_a_user_of_its_own(
     shared_store: SharedStore, release: Any, until: Callable[..., Any]
 ) -> None:
     """Operator and pod have nothing but the user's Secret; what they wrote goes with the deployment."""
-    shared_store.install([{"name": "team", "namespace": release.namespace}])
+    shared_store.upgrade({"name": "team", "namespace": release.namespace})
     quota_store = {"urlSecretRef": {"name": f"{STORE}-team", "key": "url"}}
     spec = release.real_spec({"quotaStore": quota_store, "tenants": [{"name": "first", "quota": {"tokensPerDay": 99}}]})
     release.install(test={"spec": spec})
@@ -149,27 +165,81 @@ def test_helm_test_uses_the_rights_of_a_user_and_is_refused_more(shared_store: S
 def test_data_and_passwords_outlive_pods_upgrades_and_the_release(shared_store: SharedStore, namespace: str) -> None:
     first = {"name": "team", "namespace": namespace}
     second = {"name": "second", "namespace": namespace, "deployment": "d"}
+    shared_store.upgrade(first)
     url = shared_store.secret(f"{STORE}-team", namespace)["url"]
     key = f"inferengine:{{{namespace}/d/acme}}:state"
-    with shared_store.connect(url) as user:
+    with shared_store.user(f"{STORE}-team", namespace) as user:
         user.hset(key, "used:20260101", 7)
 
     shared_store.replace_pod()
-    with shared_store.connect(url) as user:
-        assert user.hgetall(key) == {"used:20260101": "7"}
+    assert there(shared_store, f"{STORE}-team", namespace, key)
 
     before = shared_store.pod_uid()
-    shared_store.install([first], do="upgrade")
+    shared_store.upgrade(first)
     assert shared_store.pod_uid() == before, "an upgrade that changes nothing restarts nothing"
-    shared_store.install([first, second], do="upgrade")
+    shared_store.upgrade(first, second)
     assert shared_store.secret(f"{STORE}-team", namespace)["url"] == url
-    with shared_store.connect(shared_store.secret(f"{STORE}-second", namespace)["url"]) as user:
-        assert user.hgetall(key) == {"used:20260101": "7"}
-        with pytest.raises(exceptions.NoPermissionError):
-            user.hgetall(f"inferengine:{{{namespace}/e/acme}}:state")
+    assert there(shared_store, f"{STORE}-second", namespace, key)
+    with shared_store.user(f"{STORE}-second", namespace) as user, pytest.raises(exceptions.NoPermissionError):
+        user.hgetall(f"inferengine:{{{namespace}/e/acme}}:state")
 
     shared_store.uninstall()
-    shared_store.install([first])
+    shared_store.install(first)
     assert shared_store.secret(f"{STORE}-team", namespace)["url"] == url
-    with shared_store.connect(url) as user:
-        assert user.hgetall(key) == {"used:20260101": "7"}
+    assert there(shared_store, f"{STORE}-team", namespace, key)
+
+
+def there(store: SharedStore, user: str, namespace: str, key: str) -> bool:
+    with store.user(user, namespace) as client:
+        return bool(client.hgetall(key) == {"used:20260101": "7"})
+
+
+async def test_encrypted(shared_store: SharedStore, kubectl: Kubectl, namespace: str, tmp_path: Path) -> None:
+    """The certificate is a CA of its own; the client that loads the functions, and the test's, verify it."""
+    make_certificate(tmp_path, f"{STORE}.{shared_store.namespace}.svc")
+    files = {"tls.crt": "certificate", "tls.key": "key", "ca.crt": "certificate"}
+    data = {name: (tmp_path / file).read_text() for name, file in files.items()}
+    where = {"name": "certificate", "namespace": shared_store.namespace}
+    kubectl("create", "-f", "-", given={"apiVersion": "v1", "kind": "Secret", "metadata": where, "stringData": data})
+    user = {"name": "secure", "namespace": namespace}
+    tls = {"secretName": "certificate", "caFile": str(tmp_path / "certificate")}
+    # Its server is older and would not read the other's file.
+    shared_store.upgrade(user, tls=tls, image=IMAGE | {"tag": "tls"}, persistence={"enabled": False})
+    assert "ready" in shared_store.test().splitlines()
+    # The certificate is not for the address; that its CA is the right one is verified.
+    url = shared_store.url(f"{STORE}-secure", namespace) + "&ssl_check_hostname=false"
+    async with QuotaStore.open(url, timeout_seconds=5) as store:
+        with pytest.raises(QuotaDenied, match="has no limits in the quota store"):
+            await store.usage(f"{namespace}/d/acme")
+    with (
+        pytest.raises(exceptions.ConnectionError),
+        Redis.from_url(url.replace("rediss:", "redis:").partition("?")[0]) as plain,
+    ):
+        plain.ping()
+
+
+def make_certificate(directory: Path, name: str) -> None:
+    key, certificate = directory / "key", directory / "certificate"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    command += [
+        "-subj",
+        "/CN=store",
+        "-addext",
+        f"subjectAltName=DNS:{name}",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
+    subprocess.run(command, check=True, capture_output=True)

@@ -3,53 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from infer_operator.kube import OPTIONAL, RESOURCE, Kind, Object
 
 DEFINITION = Kind("CustomResourceDefinition", "apiextensions.k8s.io/v1", "customresourcedefinitions")
 (POD_MONITOR,) = OPTIONAL
-TEXT, LABELS = {"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}
-ENDPOINT = {"type": "object", "properties": {"port": TEXT, "path": TEXT, "honorLabels": {"type": "boolean"}}}
-SPEC = {
-    "type": "object",
-    "required": ["podMetricsEndpoints", "selector"],
-    "properties": {
-        "selector": {"type": "object", "properties": {"matchLabels": LABELS}},
-        "podMetricsEndpoints": {"type": "array", "items": ENDPOINT},
-    },
-}
-"""the fields that we use, as the Prometheus Operator defines them; the API server drops all others"""
+FILE = Path(__file__).parents[1] / "config/podmonitors.yaml"
 PLURAL_NAME = "podmonitors.monitoring.coreos.com"
-MANIFEST: Object = {
-    "apiVersion": DEFINITION.api_version,
-    "kind": DEFINITION.name,
-    "metadata": {
-        "name": PLURAL_NAME,
-        "namespace": "",
-        "annotations": {"api-approved.kubernetes.io": "unapproved, a test's"},
-    },
-    "spec": {
-        "group": "monitoring.coreos.com",
-        "scope": "Namespaced",
-        "names": {
-            "plural": "podmonitors",
-            "singular": "podmonitor",
-            "kind": "PodMonitor",
-            "listKind": "PodMonitorList",
-        },
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": SPEC}}},
-            }
-        ],
-    },
-}
 
 
 async def undefine(home: Any) -> None:
@@ -76,7 +41,9 @@ async def test_pod_monitors_come_and_go_with_their_kind(
     resource = await home.settled("d")
     assert home.conditions(resource)["Degraded"] == "False"
 
-    await home.kube.apply(MANIFEST, DEFINITION)
+    manifest = yaml.safe_load(FILE.read_text())
+    manifest["metadata"]["namespace"] = ""
+    await home.kube.apply(manifest, DEFINITION)
 
     async def monitor() -> Object | None:
         found: Object | None = await home.read(POD_MONITOR, "d")

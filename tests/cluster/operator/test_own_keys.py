@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from infer_operator import keys
-from infer_operator.kube import DEPLOYMENT, SECRET
+from infer_operator.kube import DEPLOYMENT, RESOURCE, SECRET
 
 
 def tenant(name: str, *public_keys: str) -> dict[str, Any]:
@@ -66,6 +66,24 @@ async def test_no_two_tenants_have_one_key(home: Any, operator: Any) -> None:
     await home.condition("d", "Accepted", "True")
     await home.settled("d")
     assert home.entries("d")["globex"].public_keys == (other,)
+
+
+async def test_a_key_that_was_taken_away_is_gone_whatever_is_in_the_secret_s_place(
+    home: Any, operator: Any, until: Any
+) -> None:
+    key = keys.curve_pair()[0]
+    await home.apply("d", tenant("acme", key))
+    await home.settled("d")
+    await home.delete(SECRET, "d.acme")
+    foreign = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "d.acme", "namespace": home.namespace}}
+    await home.kube.create(foreign, SECRET)
+    await home.kube.merge(RESOURCE, home.namespace, "d", {"spec": {"tenants": [{"name": "acme"}]}})
+
+    async def is_out() -> bool:
+        return key not in home.entries("d")["acme"].public_keys
+
+    await until(is_out, "its own key has no access any more")
+    await home.condition("d", "Degraded", "True", "d.acme")
 
 
 async def test_a_foreign_secret_keeps_nobody_out_who_has_an_own_key(home: Any, operator: Any, until: Any) -> None:

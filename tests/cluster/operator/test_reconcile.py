@@ -365,7 +365,7 @@ async def _count(list_pods: Any, number: int) -> bool:
     return len(await list_pods()) == number
 
 
-async def test_events_tell_of_transitions_only(home: Any, operator: Any, until: Any) -> None:
+async def test_events_tell_of_transitions_only(home: Any, operator: Any, followers: None, until: Any) -> None:
     event = Kind("Event", "v1", "events")
     await home.apply("d", "acme")
     await home.settled("d")

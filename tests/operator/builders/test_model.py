@@ -52,6 +52,7 @@ def egress_ports(made: Any) -> list[int]:
 def test_a_remote_model_is_fetched_and_the_network_open_for_it(make: Make, uri: str, ports: list[int]) -> None:
     made = make(model=model(uri))
     assert fetch(made)["args"] == ["--link", LINK, uri]
+    assert made.one("Deployment")["spec"]["progressDeadlineSeconds"] == 3600
     assert opened(made) == LINK
     assert egress_ports(made) == ports
 
@@ -69,6 +70,7 @@ def test_a_digest_is_looked_at_before_the_server_starts(make: Make, uri: str) ->
 def test_a_claim_is_mounted_for_reading_and_not_copied(make: Make) -> None:
     made = make(model=model("pvc://models/llama/8b"))
     assert "initContainers" not in made.pod["spec"]
+    assert "progressDeadlineSeconds" not in made.one("Deployment")["spec"]
     assert made.volume("model-claim")["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
     mount = mounts(made.container)["model-claim"]
     assert mount["readOnly"] is True

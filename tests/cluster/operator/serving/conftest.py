@@ -145,7 +145,7 @@ class Serving:
         env = [
             {"name": f"{tenant}.{key}", "valueFrom": {"secretKeyRef": {"name": f"{NAME}.{tenant}", "key": key}}}
             if given is None
-            else {"name": f"{tenant}.{key}", "value": given[key]}
+            else {"name": f"{tenant}.{key}", "value": given[key].replace("$", "$$")}  # or a pod takes $( for a variable
             for tenant in tenants
             for key in CREDENTIALS
         ]

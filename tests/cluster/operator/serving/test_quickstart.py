@@ -41,8 +41,9 @@ async def test_quickstart_serves_two_tenants(serving: Any, operator: Any) -> Non
         serving.ask("initech", PROMPT, given=keys, patience=3),
     )
     assert "text" in served[0]
-    assert suspended[0]["code"] == "connection_lost"  # nobody listens there
-    assert removed[0]["code"] == "connection_lost"
+    # The endpoint stays open a second longer, to tell those who are connected why; then nobody listens there.
+    assert suspended[0]["code"] in ("tenant_suspended", "connection_lost")
+    assert removed[0]["code"] in ("tenant_removed", "connection_lost")
 
     (same,) = await serving.pods()
     assert same["metadata"]["uid"] == pod["metadata"]["uid"]

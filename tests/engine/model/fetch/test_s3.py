@@ -147,6 +147,20 @@ def test_a_file_that_is_no_credentials_file(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"AWS_CA_BUNDLE": "/no/such/file"}, "AWS_CA_BUNDLE: /no/such/file can't be read"),
+        ({"AWS_CA_BUNDLE": "/dev/null"}, "S3 can't be used: No certificates found"),
+        ({"AWS_ENDPOINT_URL": "minio:9000"}, r"AWS_ENDPOINT_URL \(endpoint_url\): got 'minio:9000'; must be https://"),
+        ({"AWS_REGION": "eu west"}, r"AWS_DEFAULT_REGION \(region\): got 'eu west'; must be the code"),
+    ],
+)
+def test_settings_that_can_not_be_right(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        s3.Bucket.of("s3://models/m.gguf", environment)
+
+
 def test_nobody_knows_any_credentials(fetches: Any, cache: Path) -> None:
     """The machine's own role is asked for last, here where nothing listens."""
     role = {"AWS_METADATA_ENDPOINT": "http://127.0.0.1:1", "HOME": str(cache)}

@@ -150,6 +150,17 @@ def _waits_for_a_lock(*pids: int) -> bool:
     return any(int(fields[5]) in pids for fields in blocked)
 
 
+def test_a_gguf_file_is_converted_once(website: Any, tiny_gguf: Path, cache: Path) -> None:
+    website.files["/tiny.gguf"] = tiny_gguf.read_bytes()
+    directory = resolve_model(f"{website.url}/tiny.gguf")
+    assert load_model(directory, EngineConfig(device="cpu")).tokenizer is not None
+    assert resolve_model(f"{website.url}/tiny.gguf") == directory
+    digest = content_digest(tiny_gguf)
+    pinned = resolve_model(f"{website.url}/tiny.gguf", digest)
+    assert resolve_model(f"{website.url}/tiny.gguf", digest) == pinned != directory  # made of this very content alone
+    assert website.fetched("/tiny.gguf") == [None]
+
+
 # --- digests -------------------------------------------------------------------------------------------------------------
 def test_a_digest_is_kept_and_found_without_the_server(website: Any, file: bytes, tmp_path: Path) -> None:
     (tmp_path / "same").write_bytes(file)

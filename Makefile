@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 KWOK_NODES ?= 3
 export PYTHON VENV KWOK_NODES
 
-.PHONY: help setup demo test test-cluster check bench soak cluster cluster-down format constraints clean
+.PHONY: help setup demo test test-cluster check bench soak cluster cluster-down images format constraints clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -38,6 +38,9 @@ cluster: ## Start Kubernetes on this machine and print KUBECONFIG=... (KWOK_NODE
 
 cluster-down: ## End it
 	@tests/cluster/down.sh
+
+images: ## Images of operator and engine, by docker, podman or buildah (images/README.md)
+	@images/build.sh
 
 format: setup ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -103,6 +103,25 @@ class Home:
         self.namespace = namespace
         self.store_url = store_url
         self.operator = operator
+        self._namespaces: list[str] = []
+        """made by us, to be deleted at the end and not before, since that is work for the server"""
+
+    async def make_namespace(self, name: str) -> None:
+        await self.kube.create(_object("Namespace", name, ""), NAMESPACE)
+        self._namespaces.append(name)
+
+    async def end(self) -> None:
+        """The operator is stopped first: its resources' finalizers are ours to take away."""
+        self.operator.stop()
+        for namespace in self._namespaces:
+            for item in (await self.kube.list(RESOURCE, "", namespace))[0]:
+                with contextlib.suppress(ApiError):
+                    await self.kube.merge(
+                        RESOURCE, namespace, item["metadata"]["name"], {"metadata": {"finalizers": []}}
+                    )
+            found = await self.kube.read(NAMESPACE, "", namespace)
+            if found is not None:
+                await self.kube.delete(NAMESPACE, "", namespace, found["metadata"]["uid"])
 
     def manifest(self, name: str, spec: Object) -> Object:
         """`spec` with the store of this home."""
@@ -162,28 +181,17 @@ async def home() -> AsyncIterator[Home]:
         server.start()
         stack.callback(server.stop)
         url = f"redis://{NODE_ADDRESS}:{server.port}"
-        await kube.create(_object("Namespace", name, ""), NAMESPACE)
-        stack.push_async_callback(_delete_namespace, kube, name)
-        await kube.create(_object("Secret", "quota-store", name) | {"stringData": {"url": url}}, SECRET)
         operator = Operator(name, directory / "operator.log")
+        place = Home(kube, name, url, operator)
+        stack.push_async_callback(place.end)
+        await place.make_namespace(name)
+        await kube.create(_object("Secret", "quota-store", name) | {"stringData": {"url": url}}, SECRET)
         await operator.start()
-        stack.callback(operator.stop)
-        yield Home(kube, name, url, operator)
+        yield place
 
 
 def _object(kind: str, name: str, namespace: str) -> Object:
     return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": namespace}}
-
-
-async def _delete_namespace(kube: Kube, name: str) -> None:
-    """The operator is stopped: nobody else takes the finalizers away."""
-    items, _ = await kube.list(RESOURCE, "", name)
-    for item in items:
-        with contextlib.suppress(ApiError):
-            await kube.merge(RESOURCE, name, item["metadata"]["name"], {"metadata": {"finalizers": []}})
-    found = await kube.read(NAMESPACE, "", name)
-    if found is not None:
-        await kube.delete(NAMESPACE, "", name, found["metadata"]["uid"])
 
 
 def pod_fragment() -> Object:

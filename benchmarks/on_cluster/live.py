@@ -21,6 +21,7 @@ NAME = "live"
 SERVICE = Kind("Service", "v1", "services")
 PROMPT = "The capital of France is"
 CONNECT_SECONDS = 120.0
+CONNECT_TRY_SECONDS = 0.1
 
 Figures = dict[str, Any]
 
@@ -116,9 +117,23 @@ async def first_token(home: Home, tenant: str, stages: Stages) -> None:
     host, _, port = given["endpoint"].removeprefix("tcp://").rpartition(":")
     address = await until(lambda: cluster_ip(home, host.partition(".")[0]), "the Service has an address")
     stages.reached("service")
+    await until(lambda: accepts(address, int(port)), "the Service leads to a pod")
+    stages.reached("reachable")
     with client(given, f"tcp://{address}:{port}") as connected:
         await asyncio.to_thread(connected.generate, PROMPT, max_tokens=1, temperature=0.0)
     stages.reached("first token")
+
+
+async def accepts(address: str, port: int) -> bool:
+    """Each attempt is given up soon: until the node's proxy knows the Service nobody answers, and TCP itself would wait longer
+    and longer between two tries, which is the client's time and not the platform's."""
+    try:
+        async with asyncio.timeout(CONNECT_TRY_SECONDS):
+            _, writer = await asyncio.open_connection(address, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
 
 
 async def cluster_ip(home: Home, name: str) -> str:

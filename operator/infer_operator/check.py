@@ -7,6 +7,7 @@ The types stay the one source of truth: this reads the same constraints that `ms
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 import re
@@ -22,7 +23,13 @@ UNBOUNDED = 2**53
 
 def mistakes(value: object, struct: type, path: str) -> list[str]:
     """`path: got …; must be …`, one line each; empty if `msgspec.convert(value, struct)` will succeed."""
-    return list(_check(value, inspect.type_info(struct), path))
+    return list(_check(value, _described(struct), path))
+
+
+@functools.cache
+def _described(struct: type) -> inspect.Type:
+    """The same for every value, and four fifths of the time of a reconcile with nothing to do if it were made anew."""
+    return inspect.type_info(struct)
 
 
 def shown(value: object) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from infer_operator.builders import manifest as m
 from infer_operator.builders.model import FETCH
 from infer_operator.state import Resource
-from infer_operator.status import STUCK, Finding, Health, Pods
+from infer_operator.status import STUCK, Finding, Health, Pods, Reports
 from infer_operator.troubles import Observed, condition, containers, last_words, troubles
 
 SHOWN_PODS = 3
@@ -20,10 +20,19 @@ EXIT_MISMATCH = 3
 
 
 def health(
-    resource: Resource, deployment: Observed | None, pods: Sequence[Observed], store_pods: Sequence[Observed] = ()
+    resource: Resource,
+    deployment: Observed | None,
+    pods: Sequence[Observed],
+    store_pods: Sequence[Observed] = (),
+    reports: Reports | None = None,
 ) -> Health:
-    """`pods`: those that serve; `store_pods`: of the embedded quota store; both with ones that end."""
+    """`pods`: those that serve; `store_pods`: of the embedded quota store; both with ones that end.
+
+    `reports`: of all that serve; None if they could not be read.
+    """
     live, store_live = _live(pods), _live(store_pods)
+    ready = [pod["metadata"]["name"] for pod in live if condition(pod, "Ready") == "True"]
+    obstacles = _obstacles(live, reports or {})
     status = (deployment or {}).get("status") or {}
     wanted = ((deployment or {}).get("spec") or {}).get("replicas", 1)
     available = status.get("availableReplicas", 0)
@@ -31,22 +40,31 @@ def health(
     reason, message = "PodsAvailable", ""
     if available < 1:
         reason = "ScaledToZero" if wanted == 0 else "NoPodAvailable"
-        message = "replicas is 0" if wanted == 0 else f"none of {wanted} pods can serve yet"
+        message = "replicas is 0" if wanted == 0 else "\n".join([f"none of {wanted} pods can serve yet", *obstacles])
     return Health(
         available=available >= 1,
         reason=reason,
         message=message,
         others={
             "ModelReady": _model(live),
-            "Progressing": _progressing(deployment, wanted),
-            "Degraded": _degraded(deployment, [*live, *store_live]),
+            "Progressing": _progressing(deployment, wanted, obstacles),
+            "Degraded": _degraded(deployment, [*live, *store_live], obstacles),
         },
+        reports=None if reports is None and ready else {name: (reports or {}).get(name) for name in ready},
         pods=Pods(status.get("replicas", 0), status.get("readyReplicas", 0), selector),
     )
 
 
 def _live(pods: Sequence[Observed]) -> list[Observed]:
     return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+
+def _obstacles(pods: Sequence[Observed], reports: Reports) -> list[str]:
+    """What pods that are not ready say of it."""
+    waiting = [pod["metadata"]["name"] for pod in pods if condition(pod, "Ready") != "True"]
+    told = [(name, said.obstacles) for name in waiting if (said := reports.get(name)) is not None and said.obstacles]
+    shown = [f"pod {name}: {'; '.join(obstacles)}" for name, obstacles in told[:SHOWN_PODS]]
+    return [*shown, *([f"and {len(told) - SHOWN_PODS} more"] if len(told) > SHOWN_PODS else [])]
 
 
 def _model(pods: Sequence[Observed]) -> Finding:
@@ -88,7 +106,7 @@ def _fetches(container: Observed) -> bool:
     return container["name"] == FETCH and not done
 
 
-def _progressing(deployment: Observed | None, wanted: int) -> Finding:
+def _progressing(deployment: Observed | None, wanted: int, obstacles: Sequence[str]) -> Finding:
     if deployment is None:
         return Finding(True, "Creating", "the Deployment is not there yet")
     status = deployment.get("status") or {}
@@ -98,13 +116,12 @@ def _progressing(deployment: Observed | None, wanted: int) -> Finding:
         return Finding(True, "RollingOut", "the newest template has not been looked at yet")
     updated, all, ready = (status.get(name, 0) for name in ("updatedReplicas", "replicas", "availableReplicas"))
     if updated < wanted or all > updated or ready < updated:
-        return Finding(
-            True, "RollingOut", f"{updated} of {wanted} pods are of the newest template, {ready} of all available"
-        )
+        told = f"{updated} of {wanted} pods are of the newest template, {ready} of all available"
+        return Finding(True, "RollingOut", "\n".join([told, *obstacles]))
     return Finding(False, "RolledOut")
 
 
-def _degraded(deployment: Observed | None, pods: Sequence[Observed]) -> Finding:
+def _degraded(deployment: Observed | None, pods: Sequence[Observed], obstacles: Sequence[str]) -> Finding:
     if deployment is not None:
         failure = condition(deployment, "ReplicaFailure", "message")
         if failure is not None and condition(deployment, "ReplicaFailure") == "True":
@@ -117,5 +134,6 @@ def _degraded(deployment: Observed | None, pods: Sequence[Observed]) -> Finding:
         return Finding(True, reason, "\n".join(shown + rest))
     if deployment is not None and condition(deployment, "Progressing", "reason") == "ProgressDeadlineExceeded":
         told = condition(deployment, "Progressing", "message") or ""
-        return Finding(True, "ProgressDeadlineExceeded", f"{told} The pods' events and logs say why")
+        hint = f"{told} The pods' events and logs say why"
+        return Finding(True, "ProgressDeadlineExceeded", "\n".join([hint, *obstacles]))
     return Finding(False, "AsExpected")

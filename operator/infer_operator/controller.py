@@ -92,7 +92,7 @@ class Controller:
             why = ("Blocked", str(error))
             await self._tell(raw, {"Degraded": ("True", *why), "Stalled": ("True", *why), "Ready": ("False", *why)})
             raise WaitingError(str(error)) from error
-        await backend.label_pods()
+        await backend.pods.label()
         if outcome.retry:
             raise WaitingError("waits for the quota store, or for an object that was refused; its status says which")
         return 0.0 if backend.learned_endpoints else outcome.look_again

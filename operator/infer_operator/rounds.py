@@ -42,7 +42,9 @@ class Rounds:
                 self._add(Key(meta["namespace"], meta["name"]), Lane.RESYNC)
 
     def pause(self, resource: Object, number: int) -> float:
-        """Before one of `number` resources. Its Secrets: its tenants' and their copies, its own, and the store's."""
+        """Before one of `number` resources. Its Secrets: its tenants' and their copies (each namespace counts as one more), its
+        own, and the store's."""
         tenants = resource["spec"].get("tenants", ())
-        num_secrets = sum(1 + len(tenant.get("secretNamespaces", ())) for tenant in tenants) + 2
+        copies = [namespace for tenant in tenants for namespace in tenant.get("secretNamespaces", ())]
+        num_secrets = len(tenants) + len(copies) + len(set(copies)) + 2
         return max(self._seconds / number, num_secrets / SECRETS_PER_SECOND)

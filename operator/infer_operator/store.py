@@ -213,10 +213,11 @@ def _trimmed(kind: Kind, seen: Object) -> Object:
         for name in ("phase", "conditions", "containerStatuses", "initContainerStatuses", "reason")
         if name in status
     }
-    names = ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences", "deletionTimestamp")
+    names = ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences")
+    times = ("creationTimestamp", "deletionTimestamp")
     return {
         "apiVersion": kind.api_version,
         "kind": kind.name,
-        "metadata": {name: seen["metadata"][name] for name in names if name in seen["metadata"]},
+        "metadata": {name: seen["metadata"][name] for name in (*names, *times) if name in seen["metadata"]},
         "status": kept,
     }

@@ -18,6 +18,7 @@ from redis import Redis, exceptions
 
 from infer_operator.builders.networkpolicy import OPERATOR_LABELS
 from infer_server.contract.document import DesiredState, QuotaLimits, TenantEntry, Version
+from infer_server.contract.report import make_report
 from infer_server.contract.store import DocumentStore
 from infer_server.contract.sweep import StoreSweep
 from infer_server.quota import QuotaStore, QuotaUnavailable, library
@@ -287,6 +288,8 @@ async def test_a_user_does_all_that_pods_and_operator_do(
     followed = documents.follow()
     assert await anext(followed) == document
     await followed.aclose()
+    await documents.report("p", make_report(version, []))
+    assert await documents.reports(["p", "q"]) == {"p": make_report(version, []), "q": None}
     await documents.close()
     async with QuotaStore.open(urls[user], timeout_seconds=5) as store:
         reservation = await store.reserve(document.tenant_id("acme"), "r1", prompt_tokens=20, max_tokens=10)

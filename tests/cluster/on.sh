@@ -17,4 +17,5 @@ fi
 # Kept until the end: what the command left running must not outlive it, whatever it came to.
 finish() { $was_up || "$HERE/down.sh"; }
 trap finish EXIT
+[ -z "${INFERENGINE_TEST_CLUSTER:-}" ] || users_cluster || "$HERE/images/for_tests.sh"
 "$HERE/run.sh" "$@"

@@ -21,6 +21,7 @@ from infer_operator import spec
 from infer_operator.builders import secret
 from infer_operator.state import Resource
 from infer_server.contract.document import DesiredState, QuotaLimits, TenantEntry, Version
+from infer_server.contract.report import make_report
 from infer_server.contract.store import DocumentStore
 from infer_server.contract.sweep import StoreSweep
 from infer_server.quota import QuotaStore
@@ -89,6 +90,8 @@ async def test_everything_that_pods_and_operator_do(url: str) -> None:
     followed = documents.follow()
     assert await anext(followed) == document
     await followed.aclose()
+    await documents.report("p", make_report(version, []))
+    assert await documents.reports(["p", "q"]) == {"p": make_report(version, []), "q": None}
     await documents.close()
     async with QuotaStore.open(url, timeout_seconds=5) as store:
         reservation = await store.reserve("team/d/acme", "r1", prompt_tokens=20, max_tokens=10)

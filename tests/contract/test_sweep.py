@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from infer_server.contract.keys import document_key, tenant_key
+from infer_server.contract.keys import document_key, pod_report_key, tenant_key
 from infer_server.contract.store import StoreUnavailableError
 from infer_server.contract.sweep import StoreSweep
 
@@ -102,6 +102,18 @@ async def test_it_does_with_the_rights_of_one_deployment(redis: Redis, sweep: St
     with pytest.raises(StoreUnavailableError, match="refused"):
         await limited.register("ns", "theirs")
     await limited.close()
+
+
+async def test_what_pods_reported_goes_with_their_deployment(redis: Redis, sweep: StoreSweep) -> None:
+    """It would end by itself; but a store is to be clean at once."""
+    for name in ("d", "gone"):
+        await fill(redis, name, "acme")
+        await redis.set(pod_report_key("ns", name, "pod-1"), "x")
+        await sweep.register("ns", name)
+    await sweep.sweep(lambda: {("ns", "d"): ["acme"]})
+    assert await redis.exists(pod_report_key("ns", "d", "pod-1"))  # a pod is no tenant that left
+    await sweep.purge("ns", "d")
+    assert await owners(redis) == set()
 
 
 async def test_what_came_while_the_keys_were_listed_stays(redis: Redis, sweep: StoreSweep) -> None:

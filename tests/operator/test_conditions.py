@@ -10,6 +10,7 @@ import pytest
 
 from infer_operator import conditions, spec, status, troubles
 from infer_operator.state import Resource
+from infer_server.contract.report import PodReport
 
 RESOURCE = Resource(
     uid="u",
@@ -253,6 +254,36 @@ def test_no_node_and_no_permission() -> None:
     refused = {"type": "ReplicaFailure", "status": "True", "message": "violates PodSecurity"}
     finding = conditions.health(RESOURCE, deployment(conditions=[refused]), []).others["Degraded"]
     assert (finding.reason, finding.message) == ("PodsRefused", "violates PodSecurity")
+
+
+SAID = {
+    "p": PodReport(obstacles=("the model is not loaded",)),
+    "q": PodReport(obstacles=("endpoint of team/d/acme: can't listen on 20003", "draining")),
+    "r": PodReport(),
+    "ready": PodReport(obstacles=("draining",)),
+}
+
+
+def test_pods_that_are_not_ready_say_why() -> None:
+    pods = [pod("p"), pod("q"), pod("r"), pod("silent")]
+    told = ["pod p: the model is not loaded", "pod q: endpoint of team/d/acme: can't listen on 20003; draining"]
+    health = conditions.health(RESOURCE, deployment(4, availableReplicas=0), pods, (), SAID)
+    assert health.message.splitlines() == ["none of 4 pods can serve yet", *told]
+    assert health.reports == {}
+    some = conditions.health(RESOURCE, deployment(5, availableReplicas=1), [*pods, pod("ready", ready=True)], (), SAID)
+    assert some.available
+    assert some.others["Progressing"].message.splitlines()[1:] == told
+    assert some.reports == {"ready": SAID["ready"]}
+    stuck = deployment(
+        4, availableReplicas=0, conditions=[{"type": "Progressing", "reason": "ProgressDeadlineExceeded"}]
+    )
+    assert conditions.health(RESOURCE, stuck, pods, (), SAID).others["Degraded"].message.splitlines()[1:] == told
+
+
+def test_reports_that_could_not_be_read() -> None:
+    assert conditions.health(RESOURCE, deployment(), [pod("p")], (), None).reports == {}
+    assert conditions.health(RESOURCE, deployment(), [pod("p", ready=True)], (), None).reports is None
+    assert conditions.health(RESOURCE, deployment(), [pod("p", ready=True)], (), {}).reports == {"p": None}
 
 
 # --- the whole status -----------------------------------------------------------------------------------------------------

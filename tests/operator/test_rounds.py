@@ -44,10 +44,12 @@ class Run:
 
 
 def test_copies_of_secrets_count() -> None:
-    copied = resource("a")
-    copied["spec"]["tenants"][0]["secretNamespaces"] = [f"n{number}" for number in range(16)]
+    """And the namespaces, which are asked whether they still allow them, once each."""
+    copied = resource("a", num_tenants=2)
+    for tenant in copied["spec"]["tenants"]:
+        tenant["secretNamespaces"] = [f"n{number}" for number in range(16)]
     rounds = Rounds(lambda: (), lambda key, lane: None, seconds=0.0)
-    assert rounds.pause(copied, 1) == 19 / SECRETS_PER_SECOND
+    assert rounds.pause(copied, 1) == (2 + 32 + 16 + 2) / SECRETS_PER_SECOND
 
 
 async def test_each_has_its_turn_within_the_time() -> None:

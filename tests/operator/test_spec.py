@@ -287,7 +287,8 @@ CLUSTER = """\
   podTemplate: {metadata: {labels: {team: a}}}
   quotaStore: {urlSecretRef: {name: s, key: k}}
   drain: {seconds: 5}
-  endpoints: {annotations: {a: b}, portRange: {first: 30000, last: 30100}}
+  endpoints: {annotations: {a: b}, portRange: {first: 30000, last: 30100}, serviceType: NodePort, advertisedHost: a.test}
+  observability: {podMonitor: Disabled}
 """
 
 
@@ -298,8 +299,11 @@ def test_what_means_nothing_on_one_machine_is_told() -> None:
         "spec.replicas",
         "spec.accelerator",
         "spec.podTemplate",
+        "spec.endpoints.serviceType",
         "spec.endpoints.annotations",
+        "spec.endpoints.advertisedHost",
         "spec.quotaStore",
+        "spec.observability",
     ]
     copied = GOOD.replace("name: globex", "name: globex\n      secretNamespaces: [shop]")
     assert spec.without_effect_here(spec.parse(copied.encode())) == ["spec.tenants[1].secretNamespaces"]

@@ -131,9 +131,12 @@ def test_kinds_do_not_mix(store: Store) -> None:
 
 def test_of_a_pod_little_is_kept(store: Store) -> None:
     pod = child("p", 1, kind=POD) | {"spec": {"large": True}, "status": {"phase": "Running", "hostIP": "x"}}
+    pod["metadata"] |= {"creationTimestamp": "2026-01-01T00:00:00Z", "annotations": {"large": "too"}}
     store.event(POD, "ADDED", pod)
     kept = store.children(KEY)[("Pod", "p")]
     assert "spec" not in kept
+    assert "annotations" not in kept["metadata"]
+    assert kept["metadata"]["creationTimestamp"] == "2026-01-01T00:00:00Z"  # which pods are of the newest template
     assert kept["status"] == {"phase": "Running"}
 
 

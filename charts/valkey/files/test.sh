@@ -17,6 +17,13 @@ expect() { # expect ANSWER COMMAND...
   esac
 }
 
+# A Service leads to a pod that has just become ready a moment later.
+tries=30
+until [ $tries = 0 ]; do
+  case $(ask PING) in *PONG*) break ;; esac
+  tries=$((tries - 1))
+  sleep 1
+done
 expect PONG PING
 expect unknown_tenant FCALL inferengine_quota_v1_reserve 6 \
   "$own:limits" "$own:state" "$own:leases" "$own:requests" "$own:settled" "$own:audit" request 1 2 1000 1000

@@ -39,13 +39,18 @@ class Reporter:
         self._changed.set()
 
     async def run(self) -> None:
+        trouble = ""
         while True:
             self._changed.clear()
             try:
                 await self._store.report(self._pod, make_report(self._version, self._obstacles()))
-            except StoreUnavailableError:  # the follower tells of it
+            except StoreUnavailableError as error:
+                if str(error) != trouble:  # said once, not at each try
+                    trouble = str(error)
+                    log.warning("the operator cannot be told which tenants are served here: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
+            trouble = ""
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REPORT_SECONDS):
                     await self._changed.wait()

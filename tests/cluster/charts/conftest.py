@@ -25,7 +25,8 @@ CRD_FILE = Path(__file__).parents[3] / "manifests/crds/inferencedeployments.yaml
 POD_MONITORS = Path(__file__).parents[1] / "config/podmonitors.yaml"
 NODE_ADDRESS = "10.200.0.1"
 """of the cluster's real node, where the tests run too: pods reach the store there"""
-AUDIT_LOG = Path("/var/lib/inferengine-cluster/logs/audit.jsonl")
+AUDIT_LOGS = Path("/var/lib/inferengine-cluster/logs")
+"""audit.jsonl, and audit-TIME.jsonl once that has grown to 100 MB"""
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 90.0
 ON_KWOK = {
@@ -199,11 +200,11 @@ def release_resources(kubectl: Kubectl, namespace: str) -> None:
 
 def audited(user: str) -> Iterator[Manifest]:
     """What this user asked the API server for, but for what no object answers (discovery)."""
-    for line in AUDIT_LOG.read_text().splitlines():
-        if user in line:
-            event = json.loads(line)
-            if event["user"]["username"] == user and "resource" in event.get("objectRef", {}):
-                yield event
+    for log in sorted(AUDIT_LOGS.glob("audit*.jsonl")):
+        with log.open() as lines:
+            for event in (json.loads(line) for line in lines if user in line):
+                if event["user"]["username"] == user and "resource" in event.get("objectRef", {}):
+                    yield event
 
 
 def adopt_definition(kubectl: Kubectl, name: str, namespace: str) -> None:

@@ -18,6 +18,12 @@ Manifest = dict[str, Any]
 Kubectl = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def installed(release: Any) -> Any:
+    release.install()
+    return release
+
+
 @pytest.mark.parametrize("chart", ["inferengine", "valkey"])
 @pytest.mark.parametrize("is_everything", [True, False], ids=["every value", "defaults"])
 def test_the_api_server_takes_what_is_made(
@@ -44,10 +50,10 @@ def test_the_api_server_takes_what_is_made(
 
 
 def test_an_upgrade_and_its_rollback(
-    release: Any, kubectl: Kubectl, until: Callable[..., Any], on_kwok: Manifest
+    installed: Any, kubectl: Kubectl, until: Callable[..., Any], on_kwok: Manifest
 ) -> None:
     """Two operators instead of one, and back; what runs notices nothing of it."""
-    release.install()
+    release = installed
     release.apply("runs", release.real_spec({"scheduling": on_kwok, "tenants": [{"name": "acme"}]}))
     until(lambda: release.condition("runs", "Available") == "True", "ready")
     children, keys = release.children("runs"), release.secret("runs.acme")
@@ -65,9 +71,9 @@ def test_an_upgrade_and_its_rollback(
     kubectl("delete", "infd/runs", "-n", release.namespace, "--timeout=90s")
 
 
-def test_what_people_may_do(release: Any, kubectl: Kubectl, until: Callable[..., Any]) -> None:
+def test_what_people_may_do(installed: Any, kubectl: Kubectl, until: Callable[..., Any]) -> None:
     """By the cluster's own roles, in one namespace. Who may see resources sees no key."""
-    namespace = release.namespace
+    namespace = installed.namespace
     for role in ("view", "edit"):
         kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", namespace)
 

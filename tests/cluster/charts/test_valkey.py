@@ -57,7 +57,11 @@ class SharedStore:
         self._helm(do="uninstall", name=NAME, namespace=self.namespace)
 
     def test(self) -> str:
-        logs: str = self._helm(do="test", name=NAME, namespace=self.namespace, timeout=60)
+        try:
+            logs: str = self._helm(do="test", name=NAME, namespace=self.namespace, timeout=60)
+        except AssertionError as error:
+            said = self._kubectl("logs", f"{STORE}-test", "-n", self.namespace)
+            raise AssertionError(f"{error}\n{said}") from error
         return logs
 
     def secret(self, name: str, namespace: str | None = None) -> dict[str, str]:

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# product.sh: builds the platform's two images as their users do, from images/Containerfile, and gives them to the real node of the
-# running cluster. Prints "operator=NAME" and "engine=NAME". The first build on a machine needs the network and minutes; after
-# that, as long as the dependencies stay, it needs seconds and no network, so that a test may call it.
+# product.sh [--build-only]: builds the platform's two images as their users do, from images/Containerfile, and gives them to the
+# real node of the running cluster. Prints "operator=NAME" and "engine=NAME". The first build on a machine needs the network and
+# minutes; after that, as long as the dependencies stay, it needs seconds and no network, so that a test may call it.
 #
 # torch for CPUs alone is in an index that not every machine reaches, hence TORCH=cpu-only.
 set -euo pipefail
 . "$(dirname "$0")/../settings.sh"
 . "$HERE/images/builder.sh"
 
+[ $# = 0 ] || [ "$*" = --build-only ] || fail "usage: images/product.sh [--build-only]"
 VERSION=$(sed -n 's/^appVersion: *//p' "$REPOSITORY/charts/inferengine/Chart.yaml")
 CTR=("$STATE/bin/ctr" --address "$CONTAINERD/containerd.sock" --namespace k8s.io)
 NODES_BLOBS=$CONTAINERD/root/io.containerd.content.v1.content/blobs/sha256
@@ -52,6 +53,15 @@ give() {
   echo "$1=inferengine.local/inferengine-$1:$VERSION"
 }
 
+# forget_replaced: images that have lost their name to a newer one; the kubelet would leave them until its disk is nearly full.
+forget_replaced() {
+  local images
+  images=$("${CTR[@]}" images list | tail -n +2)
+  awk '$1 ~ /^sha256:/ {replaced[$1] = $3; next} {named[$3]}
+    END {for (image in replaced) if (!(replaced[image] in named)) print image}' <<<"$images" \
+    | xargs --no-run-if-empty "${CTR[@]}" images rm --sync >/dev/null
+}
+
 mkdir -p "$CACHE"
 exec 8>>"$CACHE/product.lock"
 flock 8
@@ -59,6 +69,9 @@ make_builder
 machine_settings
 say "images of the platform (the first time on a machine: some minutes)"
 for target in project operator engine; do build $target; done
-# What only earlier builds were made of.
+# What a broken off build was at, and what only earlier builds were made of.
+buildah rm --all >/dev/null
 buildah rmi --prune >/dev/null
+[ $# = 0 ] || exit 0
 for target in operator engine; do give $target; done
+forget_replaced

@@ -57,7 +57,7 @@ async def everywhere(home: Any, operators: Callable[..., Any], until: Any) -> An
         return not (await home.kube.list(RESOURCE))[0]
 
     await until(is_alone, "resources of other tests are gone: this operator would look after them too")
-    return operators(look_seconds=0.5, sweep_seconds=1, namespace="")
+    return operators(look_seconds=1, sweep_seconds=1, namespace="")
 
 
 def tenant(name: str, *namespaces: str, **fields: Any) -> Object:

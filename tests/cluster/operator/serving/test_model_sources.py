@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 
 from infer_engine.model.fetch.digest import content_digest
-from infer_operator.kube import POD, RESOURCE, Kind, Object
+from infer_operator.kube import POD, RESOURCE, SECRET, Kind, Object
 
 pytestmark = pytest.mark.our_cluster
 
 NAME = "quickstart"
 PROMPT = "Hello"
+NODE_ADDRESS = "10.200.0.1"
+"""of the cluster's real node, where the tests run too: pods reach servers there"""
+PATIENCE_SECONDS, SERVE_SECONDS = 60, 240
 SERVICE = Kind("Service", "v1", "services")
 VOLUME = Kind("PersistentVolume", "v1", "persistentvolumes")
 CLAIM = Kind("PersistentVolumeClaim", "v1", "persistentvolumeclaims")
@@ -46,7 +55,7 @@ def models() -> Iterator[Path]:
     LlamaForCausalLM(config).save_pretrained(directory)
     for path in (folder, directory, *directory.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    yield folder
+    yield folder  # mounted as a Directory, or a container that starts at the very end would make it anew
     shutil.rmtree(folder)
 
 
@@ -56,7 +65,8 @@ def template(fragment: Object) -> Object:
     container = fragment["container"] | {"env": env}
     server = container | {"name": "server", "command": [fragment["python"], "-m", "infer_server"]}
     program = str(Path(fragment["python"]).with_name("inferengine"))
-    fetch = container | {"name": "fetch", "command": [program, "fetch"]}
+    authorities = {"name": "AWS_CA_BUNDLE", "value": certifi.where()}  # such a pod has no /etc/ssl
+    fetch = container | {"name": "fetch", "command": [program, "fetch"], "env": [*env, authorities]}
     return {"spec": {"initContainers": [fetch], "containers": [server], "volumes": fragment["volumes"]}}
 
 
@@ -73,7 +83,7 @@ async def serve_files(home: Any, fragment: Object, folder: Path) -> None:
         "terminationGracePeriodSeconds": 1,
         "nodeSelector": fragment["nodeSelector"],
         "containers": [container],
-        "volumes": [*fragment["volumes"], {"name": "folder", "hostPath": {"path": str(folder)}}],
+        "volumes": [*fragment["volumes"], {"name": "folder", "hostPath": {"path": str(folder), "type": "Directory"}}],
     }
     meta = {"name": "models", "namespace": home.namespace, "labels": labels}
     await home.kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}, POD)
@@ -89,7 +99,7 @@ async def claim(home: Any, models: Path) -> AsyncIterator[str]:
         "accessModes": ["ReadOnlyMany"],
         "capacity": size,
         "claimRef": {"namespace": home.namespace, "name": "models"},
-        "hostPath": {"path": str(models)},
+        "hostPath": {"path": str(models), "type": "Directory"},
         "persistentVolumeReclaimPolicy": "Retain",
     }
     wanted = {"accessModes": ["ReadOnlyMany"], "resources": {"requests": size}, "storageClassName": ""}
@@ -103,21 +113,85 @@ async def claim(home: Any, models: Path) -> AsyncIterator[str]:
     await home.kube.delete(VOLUME, "", made["metadata"]["name"], made["metadata"]["uid"])
 
 
+@pytest.fixture(scope="module")
+def s3_port(models: Path) -> Iterator[int]:
+    """Of a server of the S3 protocol on the node; the model is in its bucket `models`, as llama."""
+    with socket.socket() as probe:
+        probe.bind((NODE_ADDRESS, 0))
+        port = probe.getsockname()[1]
+    program = Path(sys.prefix) / "s3-server/bin/moto_server"
+    server = subprocess.Popen(
+        [program, "-H", NODE_ADDRESS, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        put("", b"", port)
+        for path in (models / "tiny").iterdir():
+            put(f"/llama/{path.name}", path.read_bytes(), port)
+        yield port
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture
+async def bucket(home: Any, s3_port: int) -> str:
+    """Its name; the Secret `s3` has all that it takes to read there."""
+    keys = ["aws_access_key_id = reader", "aws_secret_access_key = secret"]
+    data = {"credentials": "\n".join(["[default]", *keys, f"endpoint_url = http://{NODE_ADDRESS}:{s3_port}"])}
+    meta = {"name": "s3", "namespace": home.namespace}
+    await home.kube.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": data}, SECRET)
+    return "models"
+
+
+def put(path: str, content: bytes, port: int) -> None:
+    """Into the bucket; as soon as the server answers."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        connection = HTTPConnection(NODE_ADDRESS, port, timeout=PATIENCE_SECONDS)
+        try:
+            connection.request("PUT", f"/models{path}", body=content)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            return
+        except ConnectionError:
+            assert time.monotonic() < deadline, "no S3 server"
+            time.sleep(0.1)
+        finally:
+            connection.close()
+
+
+async def mismatch(home: Any, until: Any, uri: str) -> Object:
+    """ModelReady, once it says that what is there is not what was asked for."""
+
+    async def look() -> Object | None:
+        status = (await home.get(RESOURCE, NAME)).get("status", {})
+        told = [one for one in status.get("conditions", ()) if one["type"] == "ModelReady"]
+        return told[0] if told and told[0]["reason"] == "DigestMismatch" and uri in told[0]["message"] else None
+
+    found: Object = await until(look, f"{uri} is refused", SERVE_SECONDS)
+    assert found["status"] == "False"
+    return found
+
+
 async def test_another_model_is_refused_and_the_right_one_served(
-    serving: Any, operator: Any, pod_fragment: Object, models: Path, claim: str
+    serving: Any, operator: Any, pod_fragment: Object, models: Path, claim: str, bucket: str, until: Any
 ) -> None:
-    """The claim has what nobody asked for; the web server has the same, and then it is asked for."""
+    """Claim and bucket have what nobody asked for; the web server has the same, and then it is asked for."""
     home, digest, wrong = serving.home, content_digest(models / "tiny"), "sha256:" + "0" * 64
     await serve_files(home, pod_fragment, models)
     model = {"uri": f"pvc://{claim}/tiny", "name": "tiny", "digest": wrong}
     spec = serving.spec(model=model, podTemplate=template(pod_fragment))
     await home.kube.create(home.manifest(NAME) | {"spec": spec}, RESOURCE)
-    told = await home.condition(NAME, "ModelReady", "False", "asks for")
-    assert told["reason"] == "DigestMismatch"
+    told = await mismatch(home, until, "/tiny")
     assert f"/tiny: its digest is {digest}, model.digest asks for {wrong}; nothing is served" in told["message"]
     await home.condition(NAME, "Ready", "False", digest)  # whoever looks there alone sees it, too
 
-    await serving.edit(model=model | {"uri": "http://models/tiny", "digest": digest})
+    secret = {"name": "s3", "key": "credentials"}
+    await serving.edit(model=model | {"uri": f"s3://{bucket}/llama", "credentialsSecretRef": secret})
+    told = await mismatch(home, until, f"s3://{bucket}/llama")
+    assert f"its digest is {digest}" in told["message"]
+
+    await serving.edit(model=model | {"credentialsSecretRef": None, "uri": "http://models/tiny", "digest": digest})
     await serving.is_ready()
     (answer,) = await serving.ask("acme", PROMPT)
     assert answer["text"]

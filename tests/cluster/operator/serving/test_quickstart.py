@@ -7,14 +7,43 @@ from typing import Any
 
 import pytest
 
+from infer_operator.keys import curve_pair
 from infer_operator.kube import DEPLOYMENT, RESOURCE
+from infer_server.client import Client
 
 pytestmark = pytest.mark.our_cluster
 
+NODE_ADDRESS = "10.200.0.1"
 PROMPT = "The capital of France is"
 
 
-async def test_quickstart_serves_two_tenants(serving: Any, operator: Any) -> None:
+async def from_outside(serving: Any, until: Any, tenant: str, tenants: list[dict[str, Any]]) -> str:
+    """What a client gets that is no pod: by a port of the node, and with a key of its own, which is in no Secret."""
+    public, secret = curve_pair()
+    own = [one | ({"auth": {"publicKeys": [public]}} if one["name"] == tenant else {}) for one in tenants]
+    await serving.edit(tenants=own, endpoints={"serviceType": "NodePort", "advertisedHost": NODE_ADDRESS})
+
+    async def look() -> dict[str, str] | None:
+        found: dict[str, str] = await serving.home.secret(f"quickstart.{tenant}")
+        return found if found["endpoint"].startswith(f"tcp://{NODE_ADDRESS}:") else None
+
+    told = await until(look, "the Secret names the node's port")
+    assert told.keys() == {"endpoint", "serverPublicKey"}
+
+    def ask() -> str:
+        with Client(
+            endpoint=told["endpoint"],
+            server_public_key=told["serverPublicKey"],
+            client_public_key=public,
+            client_secret_key=secret,
+            connect_timeout=60,
+        ) as client:
+            return client.generate(PROMPT, max_tokens=8, temperature=0).text
+
+    return await asyncio.to_thread(ask)
+
+
+async def test_quickstart_serves_two_tenants(serving: Any, operator: Any, until: Any) -> None:
     home = serving.home
     spec = await serving.start()
     generation = (await home.get(DEPLOYMENT, "quickstart"))["metadata"]["generation"]
@@ -45,6 +74,7 @@ async def test_quickstart_serves_two_tenants(serving: Any, operator: Any) -> Non
     assert suspended[0]["code"] in ("tenant_suspended", "connection_lost")
     assert removed[0]["code"] in ("tenant_removed", "connection_lost")
 
+    assert await from_outside(serving, until, "globex", spec["tenants"]) == served[0]["text"]
     (same,) = await serving.pods()
     assert same["metadata"]["uid"] == pod["metadata"]["uid"]
     assert (await home.get(DEPLOYMENT, "quickstart"))["metadata"]["generation"] == generation

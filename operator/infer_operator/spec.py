@@ -94,6 +94,9 @@ class EngineSpec(_Fields, frozen=True, kw_only=True):
     kv_dim: Count | None = None
     chunked_prefill_tokens: Count = 512
     default_max_tokens: Count = 256
+    eviction_policy: KubernetesName = "lru"
+    """Or the name of one that the image installs."""
+    scheduling_policy: Literal["dlpm", "fcfs", "lpm", "vtc"] = "dlpm"
 
 
 class AuthSpec(_Fields, frozen=True, kw_only=True):

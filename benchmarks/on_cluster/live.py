@@ -14,10 +14,11 @@ from typing import Any
 from on_cluster.home import Home, pod_fragment, until
 
 from infer_operator.backends.tenants import ROTATE_ANNOTATION
-from infer_operator.kube import POD, RESOURCE, Kind, Object
+from infer_operator.kube import CHILDREN, POD, RESOURCE, SECRET, Kind, Object
 from infer_server.client import Client, ConnectionLost, InferError
 
 NAME = "live"
+LEFT = (POD, SECRET, *CHILDREN)
 SERVICE = Kind("Service", "v1", "services")
 PROMPT = "The capital of France is"
 CONNECT_SECONDS = 120.0
@@ -97,7 +98,7 @@ async def apply_to_first_token(home: Home, fragment: Object) -> dict[str, float]
     await home.kube.create(home.manifest(NAME, spec(fragment, [{"name": "acme"}], 1)), RESOURCE)
     await first_token(home, "acme", stages)
     await home.delete(NAME)
-    await until(lambda: has_no_pods(home), "its pod is gone")
+    await until(lambda: has_left_nothing(home), "all that was its is gone")
     return stages.seconds
 
 
@@ -269,8 +270,10 @@ async def pods(home: Home) -> list[Object]:
     return list(found)
 
 
-async def has_no_pods(home: Home) -> bool:
-    return not await pods(home)
+async def has_left_nothing(home: Home) -> bool:
+    """The garbage collector comes later, and a new resource of the same name waits for it."""
+    found = [(await home.kube.list(kind, f"inferengine.dev/deployment={NAME}", home.namespace))[0] for kind in LEFT]
+    return not any(found)
 
 
 async def are_ready(home: Home, number: int) -> bool:

@@ -5,10 +5,10 @@ set -euo pipefail
 . "$HERE/processes.sh"
 
 alive kube-apiserver || fail "no API server of ours runs here: make cluster"
-pid=$(pid_of kube-apiserver)
-mapfile -d '' -t command <"/proc/$pid/cmdline"
+mapfile -d '' -t command <"/proc/$(pid_of kube-apiserver)/cmdline"
 stop kube-apiserver
-while [ -n "$(start_time "$pid")" ]; do sleep 0.05; done # its port is free only when all of it is gone
+# A killed process keeps its port until the last of its threads is gone.
+while [ -n "$(in_network ss --no-header --listening --tcp --numeric "sport = :$API_PORT")" ]; do sleep 0.05; done
 sleep "${1:-0}"
 start_in_network kube-apiserver "${command[@]}"
 wait_until "ready API server" 120 kube-apiserver kubectl get --raw=/readyz

@@ -83,7 +83,10 @@ async def resources(home: Any) -> list[Object]:
 def is_settled(found: Object) -> bool:
     status = found.get("status", {})
     told = {one["type"]: one["status"] for one in status.get("conditions", ())}
-    return told.get("TenantsProgrammed") == "True" and status["observedGeneration"] == found["metadata"]["generation"]
+    if status.get("observedGeneration") != found["metadata"]["generation"]:
+        return False
+    # The second comes when Kubernetes has looked at the Deployment: news, which a restart would find and write.
+    return (told.get("TenantsProgrammed"), told.get("Progressing")) == ("True", "False")
 
 
 def owner_of(found: Object) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infer_engine.cache import RadixCache, RadixKey
-    from infer_engine.config import EngineConfig
+    from infer_engine.config import EngineConfig, Share
     from infer_engine.engine import InferenceEngine
     from infer_engine.errors import (
         ConfigError,
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
         TokensEvent,
         Usage,
     )
+    from infer_engine.shared import SharedKVPool, SharedRadixCache
     from infer_engine.stats import EngineStats, TenantCacheUsage
 
 _HOMES = {
     "infer_engine.cache": ("RadixCache", "RadixKey"),
-    "infer_engine.config": ("EngineConfig",),
+    "infer_engine.config": ("EngineConfig", "Share"),
     "infer_engine.engine": ("InferenceEngine",),
     "infer_engine.errors": (
         "ConfigError",
@@ -65,6 +66,7 @@ _HOMES = {
         "TokensEvent",
         "Usage",
     ),
+    "infer_engine.shared": ("SharedKVPool", "SharedRadixCache"),
     "infer_engine.stats": ("EngineStats", "TenantCacheUsage"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -93,6 +95,9 @@ __all__ = [
     "RetryableError",
     "SamplingParams",
     "SequenceCache",
+    "Share",
+    "SharedKVPool",
+    "SharedRadixCache",
     "StaleHandle",
     "TenantCacheUsage",
     "TokenLogprob",

@@ -7,6 +7,7 @@ caller's object that other threads use, too.
 from __future__ import annotations
 
 import threading
+from array import array
 
 import torch
 
@@ -23,6 +24,11 @@ class Compute:
         self._model_mutex = threading.Lock()
         self._pool = pool
         self._sampler = sampler
+
+    def zero(self, slots: array[int]) -> None:
+        """Overwrite what nobody may read any more."""
+        if slots:
+            self._pool.zero(torch.tensor(slots, dtype=torch.int64))
 
     def forward(self, batch: ScheduledBatch) -> torch.Tensor:
         """Logits [num_sequences, vocab_size] of each sequence's last token in this step."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from infer_engine.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+SchedulingPolicy = Literal["dlpm", "fcfs", "lpm", "vtc"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class EngineConfig:
     chunked_prefill_tokens: prompt tokens computed per step, over all requests.
     default_max_tokens: output limit of a request that names none.
     max_model_len: prompt and output together; None: the model's own limit.
+    eviction_policy: what goes first from the prefix cache (cache/eviction.py): lru, lfu, fifo, or an installed one.
+    scheduling_policy: whose turn it is (scheduler/fairness.py): dlpm, fcfs, lpm, vtc.
     prefix_cache: False computes every prompt in full (for measurements).
     """
 
@@ -42,6 +45,8 @@ class EngineConfig:
     max_model_len: int | None = None
     device: Device = "auto"
     dtype: DType = "auto"
+    eviction_policy: str = "lru"
+    scheduling_policy: SchedulingPolicy = "dlpm"
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
@@ -62,6 +67,7 @@ class EngineConfig:
             raise ConfigError(f"schedule_interval_ms: got {interval!r}; must be a number from 0 to 1000")
         _require_choice("device", self.device, ("auto", "cpu", "cuda"))
         _require_choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        _require_choice("scheduling_policy", self.scheduling_policy, get_args(SchedulingPolicy))
         if self.chunked_prefill_tokens < self.max_batch_size:
             raise ConfigError(
                 f"chunked_prefill_tokens: got {self.chunked_prefill_tokens}; "
@@ -76,6 +82,43 @@ class EngineConfig:
             if name not in known:
                 raise ConfigError(f"{name}: no such engine setting; known are {', '.join(sorted(known))}")
         return cls(**fields)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one tenant may have of an engine. Every wrong value raises ConfigError.
+
+    min_tokens: slots of the KV pool, running and cached together, of which no other tenant takes any away.
+    max_tokens: the most that it holds; None: the whole pool.
+    weight: of its share in what is computed, and in what is over when room is needed; others' is 1 unless set.
+    insert: False leaves nothing of its requests in the prefix cache.
+    ttl_seconds: how long cached tokens stay that nobody uses (and up to an eighth longer); None: until room is needed.
+    zero_on_free: overwrite its K/V before another's may lie there.
+    """
+
+    min_tokens: int = 0
+    max_tokens: int | None = None
+    weight: float = 1.0
+    insert: bool = True
+    ttl_seconds: float | None = None
+    zero_on_free: bool = False
+
+    def __post_init__(self) -> None:
+        minimum: object = self.min_tokens
+        if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 0:
+            raise ConfigError(f"min_tokens: got {minimum!r}; must be an integer of at least 0")
+        if self.max_tokens is not None:
+            _require_positive("max_tokens", self.max_tokens)
+            if self.max_tokens < self.min_tokens:
+                raise ConfigError(f"max_tokens: got {self.max_tokens}; must be at least min_tokens ({minimum})")
+        weight: object = self.weight
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0.01 <= weight <= 1000:
+            raise ConfigError(f"weight: got {weight!r}; must be a number from 0.01 to 1000")
+        ttl: object = self.ttl_seconds
+        if ttl is not None and (
+            isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 1 <= ttl <= 31_536_000
+        ):
+            raise ConfigError(f"ttl_seconds: got {ttl!r}; must be a number from 1 to 31536000, or None")
 
 
 def _require_positive(name: str, value: object) -> None:

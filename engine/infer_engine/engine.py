@@ -13,14 +13,14 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from infer_engine.cache import RadixCache
 from infer_engine.calls import Calls, Options, Prompt
 from infer_engine.compute import Compute, model_failure
-from infer_engine.config import EngineConfig
+from infer_engine.config import EngineConfig, Share
 from infer_engine.errors import ConfigError, EngineClosedError, InferEngineError, QueueFullError, RejectedError
 from infer_engine.loop import StepLoop
 from infer_engine.memory.allocator import SlotAllocator
@@ -88,6 +88,7 @@ class InferenceEngine:
         self._loop = StepLoop(
             step=self.step,
             has_work=lambda: self.has_work,
+            next_due=lambda: self._scheduler.next_due,
             num_waiting=lambda: self._scheduler.num_waiting,
             on_end=self._end_everything,
             gather_s=config.schedule_interval_ms / 1e3,
@@ -102,6 +103,7 @@ class InferenceEngine:
         """Schedule, forward, sample, update; then tell the callers. Called by the step loop only."""
         started_at = self._clock()
         batch = self._scheduler.schedule()
+        self._overwrite_freed()
         if batch is not None:
             try:
                 logits = self._compute.forward(batch)
@@ -302,9 +304,41 @@ class InferenceEngine:
 
         def drop() -> None:
             self._scheduler.drop_namespace(namespace)
+            self._overwrite_freed()
             self._publish()
 
         self._loop.call(drop)
+
+    def drop_tenant(self, tenant: str) -> int:
+        """Forget a tenant's share and all that it has cached, and overwrite it; how many cached tokens that were.
+
+        What its running requests still hold is overwritten when they end. Acts between two steps.
+        """
+        num_dropped = 0
+
+        def drop() -> None:
+            nonlocal num_dropped
+            num_dropped = self._scheduler.drop_tenant(tenant)
+            self._overwrite_freed()
+            self._publish()
+
+        self._loop.call(drop)
+        return num_dropped
+
+    def _overwrite_freed(self) -> None:
+        self._compute.zero(self._scheduler.ledger.take_slots_to_zero())
+
+    def set_shares(self, shares: Mapping[str, Share]) -> None:
+        """What each of these tenants may have of the pool and of the computing. Others keep theirs; nobody's is `Share()`.
+
+        Acts between two steps.
+        """
+
+        def set_all() -> None:
+            for tenant, share in shares.items():
+                self._scheduler.set_share(tenant, share)
+
+        self._loop.call(set_all)
 
     def check_integrity(self) -> None:
         """Between two steps: raises AssertionError if a slot is lost or owned twice. For tests; it walks everything."""
@@ -345,13 +379,14 @@ def _new_scheduler(
     config: EngineConfig, max_model_len: int, stats: StatsRecorder, clock: Callable[[], float]
 ) -> Scheduler:
     return Scheduler(
-        RadixCache(),
+        RadixCache(config.eviction_policy),
         SlotAllocator(config.max_cache_tokens),
         max_batch_size=min(config.max_batch_size, config.max_concurrent_requests),
         max_sequence_tokens=min(max_model_len, config.max_cache_tokens),
         prefill_budget=config.chunked_prefill_tokens,
         use_cache=config.prefix_cache,
         stats=stats,
+        policy=config.scheduling_policy,
         clock=clock,
     )
 

@@ -23,7 +23,8 @@ class _Command(NamedTuple):
 
 
 class StepLoop:
-    """`gather_s`: how long an idle loop waits after the first arrival, or until `gather_until` requests wait.
+    """`next_due`: when, on time.monotonic, to step though there is no work; None: not at all.
+    `gather_s`: how long an idle loop waits after the first arrival, or until `gather_until` requests wait.
 
     Without `start` there is no thread: commands run in their caller's, and `join` ends everything at once.
     """
@@ -33,6 +34,7 @@ class StepLoop:
         *,
         step: Callable[[], None],
         has_work: Callable[[], bool],
+        next_due: Callable[[], float | None],
         num_waiting: Callable[[], int],
         on_end: Callable[[BaseException | None], None],
         gather_s: float,
@@ -40,6 +42,7 @@ class StepLoop:
     ) -> None:
         self._step = step
         self._has_work = has_work
+        self._next_due = next_due
         self._num_waiting = num_waiting
         self._on_end = on_end
         self._gather_s = gather_s
@@ -102,7 +105,7 @@ class StepLoop:
         try:
             while self._wait():
                 self._run_commands()
-                if self._has_work():
+                if self._has_work() or self._is_due():
                     self._step()
             self._on_end(None)
         except BaseException as error:  # whatever it is, callers wait for their last events
@@ -124,11 +127,16 @@ class StepLoop:
         """Until there is something to do; False when it is time to end."""
         with self._condition:
             is_idle = not self._has_work()
-            while not (self._has_work() or self._commands or self._is_closing):
-                self._condition.wait()
-            if is_idle and not self._commands:
+            while not (self._has_work() or self._commands or self._is_closing or self._is_due()):
+                due = self._next_due()
+                self._condition.wait(None if due is None else max(0.0, due - time.monotonic()))
+            if is_idle and self._has_work() and not self._commands:
                 self._gather()
             return not self._is_closing or (self._drain and self._has_work())
+
+    def _is_due(self) -> bool:
+        due = self._next_due()
+        return due is not None and due <= time.monotonic()
 
     def _gather(self) -> None:
         until = time.monotonic() + self._gather_s

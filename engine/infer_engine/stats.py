@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from infer_engine.cache.shares import EvictionCause
 from infer_engine.request import FinishReason
 
 WINDOW = 4096
@@ -64,6 +65,10 @@ class TenantCacheUsage:
     hit_tokens: int
     kv_tokens: int
     evicted_tokens: int
+    """for whatever cause, but for the dropping of a namespace"""
+    evicted_by_cause: dict[EvictionCause, int]
+    cross_evicted_tokens: int
+    """taken by others from what the tenant is guaranteed: 0, or there is a defect"""
 
 
 @dataclass(frozen=True, slots=True)

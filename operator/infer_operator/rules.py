@@ -35,6 +35,7 @@ def contradictions(spec: DeploymentSpec) -> Iterator[str]:
     yield from _engine(spec.engine)
     yield from _tenants(spec.tenants)
     yield from _public_keys(spec.tenants)
+    yield from _shares(spec)
     yield from _accelerator(spec)
     yield from _resources(spec.resources)
     yield from _endpoints(spec)
@@ -96,11 +97,19 @@ def _tenants(tenants: tuple[TenantSpec, ...]) -> Iterator[str]:
         for number, namespace in enumerate(tenant.secret_namespaces):
             if namespace in tenant.secret_namespaces[:number]:
                 yield f'{path}.secretNamespaces[{number}]: got "{namespace}" again; must be unique'
-        quota = tenant.quota
+        quota, cache = tenant.quota, tenant.cache
+        if cache.max_tokens is not None and cache.max_tokens < cache.min_tokens:
+            yield f"{path}.cache.maxTokens: got {cache.max_tokens}; must be at least minTokens ({cache.min_tokens})"
         if quota.requests_burst is not None and quota.requests_per_minute is None:
             yield f"{path}.quota.requestsBurst: got {quota.requests_burst}; must come with requestsPerMinute"
         if quota.tokens_burst is not None and quota.tokens_per_minute is None:
             yield f"{path}.quota.tokensBurst: got {quota.tokens_burst}; must come with tokensPerMinute"
+
+
+def _shares(spec: DeploymentSpec) -> Iterator[str]:
+    guaranteed, size = sum(tenant.cache.min_tokens for tenant in spec.tenants), spec.engine.max_cache_tokens
+    if guaranteed > size:
+        yield f"spec.tenants: got {guaranteed} cache.minTokens together; must fit in engine.maxCacheTokens ({size})"
 
 
 def _accelerator(spec: DeploymentSpec) -> Iterator[str]:

@@ -37,7 +37,7 @@ from infer_operator.fields import (
     Strings,
     Text,
 )
-from infer_server.contract.document import Name, QuotaLimits
+from infer_server.contract.document import CacheShare, Name, QuotaLimits
 
 API_VERSION = "inferengine.dev/v1alpha1"
 KIND = "InferenceDeployment"
@@ -94,6 +94,9 @@ class EngineSpec(_Fields, frozen=True, kw_only=True):
     kv_dim: Count | None = None
     chunked_prefill_tokens: Count = 512
     default_max_tokens: Count = 256
+    eviction_policy: KubernetesName = "lru"
+    """Or the name of one that the image installs."""
+    scheduling_policy: Literal["dlpm", "fcfs", "lpm", "vtc"] = "dlpm"
 
 
 class AuthSpec(_Fields, frozen=True, kw_only=True):
@@ -112,6 +115,8 @@ class TenantSpec(_Fields, frozen=True, kw_only=True):
     secret_namespaces: Annotated[tuple[KubernetesName, ...], Meta(max_length=16)] = ()
     """Get a copy of its Secret, where they allow it."""
     quota: QuotaLimits = QuotaLimits()
+    cache: CacheShare = CacheShare()
+    """Of each pod."""
 
 
 class ResourcesSpec(_Fields, frozen=True, kw_only=True):

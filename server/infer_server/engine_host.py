@@ -1,7 +1,8 @@
 """The engine process: one InferenceEngine behind the stream to the gateway.
 
-In flow AddRequest and CancelRequest; out flow EngineReady once, Tokens and Finished together at the end of each step, and a
-Snapshot each second. It ends when the stream does. The main thread reads, the engine's thread computes and writes.
+In flow requests, their cancellations and what tenants may have; out flow EngineReady once, Tokens and Finished together at the
+end of each step, and a Snapshot each second. It ends when the stream does. The main thread reads, the engine's thread computes
+and writes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from infer_engine.config import EngineConfig
+from infer_engine.config import EngineConfig, Share
 from infer_engine.cpu import limit_spinning, limit_threads
 from infer_engine.errors import ConfigError, InferEngineError, ModelLoadError
 from infer_engine.model.source import inspect_checkpoint, resolve_model
@@ -163,6 +164,12 @@ class EngineHost:
                 live = self._live.get(message.id)
                 if live is not None and live.engine_id is not None:
                     self._engine.cancel(live.engine_id)
+            case ipc.SetShares():
+                self._engine.set_shares({tenant: Share(**fields) for tenant, fields in message.shares.items()})
+            case ipc.DropTenant():
+                log.info(
+                    "tenant %s: %d cached tokens dropped", message.tenant, self._engine.drop_tenant(message.tenant)
+                )
 
     def _add(self, message: ipc.AddRequest) -> None:
         def on_event(event: Event) -> None:  # in the engine's thread, perhaps before `submit` returns
@@ -200,7 +207,14 @@ class EngineHost:
     def _snapshot(self) -> ipc.Snapshot:
         stats = {name: float(value) for name, value in dataclasses.asdict(self._engine.engine_stats()).items()}
         tenants = [
-            ipc.TenantCache(tenant, usage.lookup_tokens, usage.hit_tokens, usage.kv_tokens, usage.evicted_tokens)
+            ipc.TenantCache(
+                tenant,
+                usage.lookup_tokens,
+                usage.hit_tokens,
+                usage.kv_tokens,
+                {str(cause): count for cause, count in usage.evicted_by_cause.items()},
+                usage.cross_evicted_tokens,
+            )
             for tenant, usage in self._engine.cache_usage_by_tenant().items()
         ]
         return ipc.Snapshot(stats, tenants)

@@ -75,7 +75,20 @@ class CancelRequest(Struct, frozen=True, array_like=True, tag="cancel"):
     id: int
 
 
-GatewayToEngine = AddRequest | CancelRequest
+class SetShares(Struct, frozen=True, array_like=True, tag="shares"):
+    """Those that changed."""
+
+    shares: dict[str, dict[str, Any]]
+    """tenant -> fields of infer_engine Share"""
+
+
+class DropTenant(Struct, frozen=True, array_like=True, tag="drop"):
+    """Forget its share and overwrite what it has cached."""
+
+    tenant: str
+
+
+GatewayToEngine = AddRequest | CancelRequest | SetShares | DropTenant
 
 
 # --- engine -> gateway ----------------------------------------------------------------------------------------------
@@ -119,7 +132,10 @@ class TenantCache(Struct, frozen=True, array_like=True):
     lookup_tokens: int
     hit_tokens: int
     kv_tokens: int
-    evicted_tokens: int
+    evicted_tokens: dict[str, int]
+    """by cause: infer_engine's EvictionCause"""
+    cross_evicted_tokens: int
+    """taken by others from what it is guaranteed"""
 
 
 class Snapshot(Struct, frozen=True, array_like=True, tag="snapshot"):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from infer_engine.cache.shares import EvictionCause
 from infer_server import ipc
 from infer_server.quota.reservation import Use
 
@@ -209,6 +211,13 @@ class EngineCollector(Collector):
             for labels, row in rows.items():
                 counter.add_metric(labels, getattr(row, field))
             yield counter
+        evicted = CounterMetricFamily(
+            "inferengine_evicted_tokens", "Cached tokens that were given up", labels=(*TENANT_LABELS, "cause")
+        )
+        for labels, row in rows.items():
+            for cause, count in row.evicted_tokens.items():
+                evicted.add_metric((*labels, cause), count)
+        yield evicted
         held = GaugeMetricFamily(
             "inferengine_kv_tokens", "Slots of the KV pool held, running and cached", labels=TENANT_LABELS
         )
@@ -224,9 +233,12 @@ def _sum(tenant: str, parts: Iterable[ipc.TenantCache | None], kv_tokens: int | 
         lookup_tokens=sum(part.lookup_tokens for part in given),
         hit_tokens=sum(part.hit_tokens for part in given),
         kv_tokens=sum(part.kv_tokens for part in given) if kv_tokens is None else kv_tokens,
-        evicted_tokens=sum(part.evicted_tokens for part in given),
+        evicted_tokens={cause: sum(part.evicted_tokens.get(cause, 0) for part in given) for cause in CAUSES},
+        cross_evicted_tokens=sum(part.cross_evicted_tokens for part in given),
     )
 
+
+CAUSES = get_args(EvictionCause)
 
 ENGINE_GAUGES = (
     ("running_requests", "running_requests", "Requests in the engine's batch"),
@@ -248,6 +260,10 @@ ENGINE_COUNTERS = (
 TENANT_COUNTERS = (
     ("lookup_tokens", "cache_lookup_tokens", "Prompt tokens looked up in the prefix cache"),
     ("hit_tokens", "cache_hit_tokens", "Prompt tokens found there"),
-    ("evicted_tokens", "evicted_tokens", "Cached tokens given up for others' need of space"),
+    (
+        "cross_evicted_tokens",
+        "tenant_cross_eviction_tokens",
+        "Cached tokens that others took of what the tenant is guaranteed: 0, or there is a defect",
+    ),
 )
 """Field of TenantCache, name after inferengine_, meaning."""

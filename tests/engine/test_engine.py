@@ -20,6 +20,7 @@ from infer_engine import (
     InvalidRequestError,
     QueueFullError,
     SamplingParams,
+    Share,
 )
 
 Make = Callable[..., Any]
@@ -415,3 +416,37 @@ def test_stats_of_an_unused_engine_are_zero(engine: InferenceEngine) -> None:
     stats = engine.engine_stats()
     assert (stats.hit_rate, stats.avg_queue_time_ms, stats.ttft_p99_ms, stats.itl_p50_ms) == (0, 0, 0, 0)
     assert stats.pool_tokens == 2048
+
+
+def test_a_dropped_tenant_leaves_no_key_or_value_behind(arithmetic: Any) -> None:
+    with InferenceEngine(arithmetic(), EngineConfig(max_cache_tokens=256)) as engine:
+        for tenant in ("acme", "globex"):
+            engine.generate(
+                [[1, 2, 3, 4, 5]],
+                SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True),
+                namespace=tenant,
+                tenant=tenant,
+            )
+        assert int(engine._pool.keys[0][:16].abs().sum()) > 0
+        assert engine.drop_tenant("acme") == 8
+        usage = engine.cache_usage_by_tenant()
+        assert (usage["acme"].kv_tokens, usage["acme"].evicted_by_cause["purge"]) == (0, 8)
+        assert engine.drop_tenant("globex") == 8
+        written = engine._pool.keys[0][:16]
+        assert int(written.abs().sum()) == 0
+
+
+def test_an_idle_engine_lets_go_of_what_has_outlived_its_time(arithmetic: Any) -> None:
+    with InferenceEngine(arithmetic(), EngineConfig(max_cache_tokens=256)) as engine:
+        engine.set_shares({"brief": Share(ttl_seconds=1)})
+        engine.generate(
+            [[1, 2, 3]],
+            SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True),
+            namespace="brief",
+            tenant="brief",
+        )
+        assert engine.cache_usage_by_tenant()["brief"].kv_tokens == 4
+        deadline = time.monotonic() + 60
+        while engine.cache_usage_by_tenant()["brief"].kv_tokens:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

@@ -209,5 +209,5 @@ def test_requests_that_cannot_all_grow_take_turns_and_lose_no_token(tight_pod):
     alone = [asyncio.run(ask([prompt]))[0] for prompt in prompts]
     assert asyncio.run(ask(prompts)) == alone
     tight_pod.until(lambda: tight_pod.metric("inferengine_engine_preemptions_total") > before)
-    tight_pod.until(lambda: tight_pod.metric("inferengine_evicted_tokens_total", tenant="acme") > 0)
+    tight_pod.until(lambda: tight_pod.metric("inferengine_evicted_tokens_total", tenant="acme", cause="pressure") > 0)
     nothing_is_held(tight_pod)

@@ -32,7 +32,7 @@ def test_each_figure_of_a_tenant(pod):
     pod.until(lambda: shown("cache_lookup_tokens_total") == 3 * first.prompt_tokens)
     assert shown("cache_hit_tokens_total") == 2 * second.cached_tokens
     assert shown("kv_tokens") >= first.prompt_tokens + 4
-    assert shown("evicted_tokens_total") == 0
+    assert shown("evicted_tokens_total", cause="pressure") == 0
     pod.remove_tenant("metered")
     pod.apply()
     pod.until(lambda: len([name for name in pod.processes().values() if name == "front"]) == 2)

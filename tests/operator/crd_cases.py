@@ -80,6 +80,7 @@ COMPANIONS: dict[str, Patch] = {
         "spec.model.uri": "hf://org/name",
         "spec.model.credentialsSecretRef": {"name": "s", "key": "k"},
     },
+    "spec.tenants[0].cache.minTokens": {"spec.engine": {"maxCacheTokens": 2**53}},
     "spec.tenants[0].quota.requestsBurst": {"spec.tenants[0].quota.requestsPerMinute": 1},
     "spec.tenants[0].quota.tokensBurst": {"spec.tenants[0].quota.tokensPerMinute": 1},
     "spec.tenants[0].secretNamespaces": {"spec.tenants[0].secretNamespaces": ["team"]},
@@ -278,6 +279,18 @@ RULES = [
         {"spec.engine": {"maxBatchSize": 8, "chunkedPrefillTokens": 8}},
         {"spec.engine": {"maxBatchSize": 8, "chunkedPrefillTokens": 7}},
         "spec.engine.chunkedPrefillTokens: got 7",
+    ),
+    _rule(
+        "maxTokens must be at least minTokens",
+        {"spec.tenants": [{"name": "a", "cache": {"minTokens": 5, "maxTokens": 5}}]},
+        {"spec.tenants": [{"name": "a", "cache": {"minTokens": 5, "maxTokens": 4}}]},
+        "spec.tenants[0].cache.maxTokens: got 4",
+    ),
+    _rule(
+        "tenants' cache.minTokens must fit together in engine.maxCacheTokens",
+        {"spec.tenants": [{"name": name, "cache": {"minTokens": 32768}} for name in "ab"]},
+        {"spec.tenants": [{"name": name, "cache": {"minTokens": 32769}} for name in "ab"]},
+        "spec.tenants: got 65538",
     ),
     _rule(
         "requestsBurst must come with requestsPerMinute",

@@ -11,7 +11,7 @@ from zmq.utils import z85
 
 from infer_operator import spec
 from infer_operator.spec import EngineSpec, ModelSpec, TenantSpec
-from infer_server.contract.document import QuotaLimits
+from infer_server.contract.document import CacheShare, QuotaLimits
 
 GOOD = """\
 apiVersion: inferengine.dev/v1alpha1
@@ -49,7 +49,7 @@ def test_a_good_file_with_its_defaults() -> None:
 
 ENGINE_FIELDS = (
     "image, device, maxBatchSize, maxQueueSize, scheduleIntervalMs, maxConcurrentRequests, maxCacheTokens, numLayers, kvDim, "
-    "chunkedPrefillTokens, defaultMaxTokens"
+    "chunkedPrefillTokens, defaultMaxTokens, evictionPolicy, schedulingPolicy"
 )
 
 BAD = [
@@ -211,9 +211,15 @@ def test_the_reference_has_each_field_with_its_default() -> None:
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]
     told = {name.strip("`"): row[1].strip("`") for row in rows for name in row[0].split(", ")}
-    for struct, path in ((ModelSpec, ""), (EngineSpec, ""), (TenantSpec, ""), (QuotaLimits, "quota.")):
+    for struct, path in (
+        (ModelSpec, ""),
+        (EngineSpec, ""),
+        (TenantSpec, ""),
+        (CacheShare, "cache."),
+        (QuotaLimits, "quota."),
+    ):
         for field in msgspec.structs.fields(struct):
-            if field.encode_name == "quota":
+            if field.encode_name in ("cache", "quota"):
                 continue
             default = told[f"{path}{field.encode_name}"]
             if field.default is msgspec.NODEFAULT:

@@ -42,7 +42,7 @@ def test_an_oversized_length_is_refused_before_its_body_is_kept() -> None:
     [
         ipc.EngineReady("m", "/d", "r", "kv", 10, 5, 100, 32),
         ipc.Finished(7, "error", 1, 2, 3, 0.5, "queue_full", "full", 250),
-        ipc.Snapshot({"running": 1.0}, [ipc.TenantCache("a/b/c", 1, 2, 3, 4)]),
+        ipc.Snapshot({"running": 1.0}, [ipc.TenantCache("a/b/c", 1, 2, 3, {"pressure": 4}, 0)]),
         ipc.Tokens(3, [1, 2], [(1, -0.5, [(1, -0.5)]), (2, -1.0, [])]),
     ],
 )

@@ -110,9 +110,11 @@ def test_a_removed_tenant_leaves_no_series() -> None:
     tenant.quota_decided("allowed")
     tenant.finished("stop")
     metrics.tenant("local/demo/beta")
-    metrics.engine.update(snapshot(1, ipc.TenantCache(ACME, 1, 1, 1, 1)))
+    metrics.engine.update(snapshot(1, ipc.TenantCache(ACME, 1, 1, 1, {"pressure": 1}, 0)))
     metrics.drop_tenant(ACME)
-    metrics.engine.update(snapshot(2, ipc.TenantCache(ACME, 1, 1, 1, 1)))  # its blocks are still in the engine
+    metrics.engine.update(
+        snapshot(2, ipc.TenantCache(ACME, 1, 1, 1, {"pressure": 1}, 0))
+    )  # its blocks are still in the engine
     tenants = {s.labels.get("tenant") for family in metrics.registry.collect() for s in family.samples}
     assert tenants == {"beta", None}
 
@@ -121,19 +123,19 @@ def test_engine_counters_go_on_when_the_engine_is_replaced() -> None:
     metrics = new_metrics()
     metrics.tenant(ACME)
     assert value(metrics, "inferengine_engine_up") == 0
-    metrics.engine.update(snapshot(10, ipc.TenantCache(ACME, 100, 60, 30, 5)))
+    metrics.engine.update(snapshot(10, ipc.TenantCache(ACME, 100, 60, 30, {"pressure": 5}, 0)))
     assert value(metrics, "inferengine_engine_up") == 1
     metrics.engine.engine_lost()
     assert value(metrics, "inferengine_engine_up") == 0
     assert value(metrics, "inferengine_engine_running_requests") == 0
     assert value(metrics, "inferengine_kv_tokens", **of("acme")) == 0
     assert value(metrics, "inferengine_engine_steps_total") == 10
-    metrics.engine.update(snapshot(3, ipc.TenantCache(ACME, 10, 4, 7, 0)))
+    metrics.engine.update(snapshot(3, ipc.TenantCache(ACME, 10, 4, 7, {"pressure": 0}, 0)))
     assert value(metrics, "inferengine_engine_steps_total") == 13
     assert value(metrics, "inferengine_engine_prefill_seconds_total") == 1.0
     assert value(metrics, "inferengine_cache_lookup_tokens_total", **of("acme")) == 110
     assert value(metrics, "inferengine_cache_hit_tokens_total", **of("acme")) == 64
-    assert value(metrics, "inferengine_evicted_tokens_total", **of("acme")) == 5
+    assert value(metrics, "inferengine_evicted_tokens_total", **of("acme", cause="pressure")) == 5
     assert value(metrics, "inferengine_kv_tokens", **of("acme")) == 7
 
 

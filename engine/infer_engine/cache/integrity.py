@@ -8,8 +8,8 @@ I4  A node's lock_ref is at least the sum of its children's (each lock goes from
     node all are locked, and below an unlocked one none is.
 I5  A namespace's root is there if and only if it has a child or a lock. All nodes of a dropped one are locked.
 I6  The eviction order holds exactly the unlocked nodes, each after its children. So the first is a leaf.
-I7  The counters (tokens, protected tokens, nodes; per namespace and in all) are what a count gives.
-I8  A counter of evictions is kept by the namespace's root, or else among the remembered ones, whose number is bounded.
+I7  The counters (tokens, protected tokens, nodes; per namespace, per share group and in all) are what a count gives.
+I8  A namespace's nodes stand in the order of its own group, and in no other.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from infer_engine.cache.node import TOKEN_BYTES, Node, Root
 
 if TYPE_CHECKING:
     from infer_engine.cache.radix import RadixCache
-
-MAX_REMEMBERED_COUNTERS = 1024
-"""Namespaces without a root whose eviction counter is kept; the one emptied longest ago is forgotten first."""
+    from infer_engine.cache.shares import ShareGroup
 
 
 def check_integrity(cache: RadixCache) -> None:
@@ -38,15 +36,16 @@ def check_integrity(cache: RadixCache) -> None:
         assert root.namespace == name, f"I5: the root of {root.namespace!r} is filed under {name!r}"
     slots = [slot for node in nodes for slot in node.slots]
     assert len(slots) == len(set(slots)), "I3: a slot is owned by two nodes"
-    _check_order(cache._order.nodes(), nodes)
+    for group in cache.shares.groups():
+        _check_group(group, [root for root in roots if root.group is group])
     assert cache.num_nodes == len(nodes), f"I7: num_nodes is {cache.num_nodes}, counted {len(nodes)}"
     assert cache.num_tokens == len(slots), f"I7: num_tokens is {cache.num_tokens}, counted {len(slots)}"
     evictable = sum(len(node.slots) for node in nodes if node.lock_ref == 0)
     assert cache.num_evictable_tokens == evictable, (
         f"I7: num_evictable_tokens is {cache.num_evictable_tokens}, counted {evictable}"
     )
-    assert len(cache._evicted_before) <= MAX_REMEMBERED_COUNTERS, "I8: too many remembered counters"
-    assert not cache._evicted_before.keys() & cache._roots.keys(), "I8: a counter is kept twice"
+    known = cache.shares.groups()
+    assert all(root.group in known for root in roots), "I8: a namespace counts to a group that is not known"
 
 
 def _nodes_below(root: Root) -> Iterator[Node]:
@@ -70,6 +69,18 @@ def _check_root(root: Root, *, is_dropped: bool) -> None:
     assert root.num_protected_tokens == protected, (
         f"I7: {name!r} counts {root.num_protected_tokens} protected tokens, has {protected}"
     )
+
+
+def _check_group(group: ShareGroup, roots: list[Root]) -> None:
+    name = group.name
+    num_tokens = sum(root.num_tokens for root in roots)
+    protected = sum(root.num_protected_tokens for root in roots)
+    assert group.num_tokens == num_tokens, f"I7: group {name!r} counts {group.num_tokens} tokens, has {num_tokens}"
+    assert group.num_protected_tokens == protected, (
+        f"I7: group {name!r} counts {group.num_protected_tokens} protected tokens, has {protected}"
+    )
+    assert all(root.order is group.order for root in roots), f"I8: a namespace of {name!r} has another order"
+    _check_order(group.order.nodes(), [node for root in roots for node in _nodes_below(root)])
 
 
 def _check_node(node: Node) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from infer_engine.cache.eviction import EvictionPolicy
+    from infer_engine.cache.shares import ShareGroup
 
 TOKEN_BYTES = 4
 EVICTED = -1
@@ -28,7 +29,19 @@ class Node:
     rely on it: the end of a prefix is always found in its node or above it.
     """
 
-    __slots__ = ("children", "key", "lock_ref", "newer", "older", "parent", "root", "slots", "start_idx")
+    __slots__ = (
+        "children",
+        "key",
+        "lock_ref",
+        "newer",
+        "older",
+        "parent",
+        "record",
+        "root",
+        "slots",
+        "start_idx",
+        "used_at",
+    )
 
     def __init__(
         self, key: bytes, slots: array[int], start_idx: int, parent: Node, root: Root, lock_ref: int = 0
@@ -40,8 +53,12 @@ class Node:
         self.root = root
         self.lock_ref = lock_ref
         self.children: dict[bytes, Node] = {}
-        self.older: Node = parent  # written by the eviction order, like `newer`
+        self.used_at = 0.0
+        """of its last use, on the cache's clock"""
+        # Written by the eviction order: links of a ring, or what a priority is made of.
+        self.older: Node = parent
         self.newer: Node = parent
+        self.record: object = None
 
     @property
     def end_idx(self) -> int:
@@ -51,19 +68,19 @@ class Node:
 class Root(Node):
     """A namespace's tree: a node without tokens that is its own parent, and the namespace's counters.
 
-    `lock_ref` counts all locks in the namespace. `order` is where its unlocked nodes stand in line for eviction; all
-    roots share one now, and a root of its own share group would bring its own.
+    `lock_ref` counts all locks in the namespace. `order` is the one of its share group, where its unlocked nodes stand in line
+    for eviction.
     """
 
-    __slots__ = ("is_dropped", "namespace", "num_evicted_tokens", "num_protected_tokens", "num_tokens", "order")
+    __slots__ = ("group", "is_dropped", "namespace", "num_protected_tokens", "num_tokens", "order")
 
-    def __init__(self, namespace: str, order: EvictionPolicy, num_evicted_tokens: int = 0) -> None:
+    def __init__(self, namespace: str, group: ShareGroup) -> None:
         super().__init__(b"", array("i"), 0, self, self)
         self.namespace = namespace
-        self.order = order
+        self.group = group
+        self.order: EvictionPolicy = group.order  # one look less wherever nodes move
         self.num_tokens = 0
         self.num_protected_tokens = 0
-        self.num_evicted_tokens = num_evicted_tokens
         self.is_dropped = False
 
 
@@ -81,8 +98,9 @@ class LruRing:
     __slots__ = ("_end",)
 
     def __init__(self) -> None:
-        self._end: Node = Root("", self)
-        """Between the newest (its `older`) and the oldest (its `newer`); in no tree."""
+        self._end = end = Node.__new__(Node)
+        """Between the newest (its `older`) and the oldest (its `newer`); in no tree, only its links are used."""
+        end.older = end.newer = end
 
     def add(self, node: Node) -> None:
         """`node` became unlocked, or is new: it is the most recently used."""
@@ -107,8 +125,10 @@ class LruRing:
         self.remove(node)
         self.add(node)
 
-    def add_split(self, upper: Node, lower: Node) -> None:
-        """`upper` was cut off the front of `lower`, which is unlocked."""
+    def split(self, upper: Node, lower: Node) -> None:
+        """`upper` was cut off the front of `lower`, both locked or both not."""
+        if lower.lock_ref > 0:
+            return
         newer = lower.newer
         lower.newer = upper
         upper.older = lower

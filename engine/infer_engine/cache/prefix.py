@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 class RadixKey:
     """The tokens of a prompt and the namespace that they belong to. Equal if both are; no prefix crosses a namespace."""
 
-    __slots__ = ("data", "namespace")
+    __slots__ = ("data", "group", "namespace")
 
     data: bytes
     """The tokens as int32, little-endian."""
     namespace: str
+    group: str
+    """Whose share of the pool it counts to. Of a namespace all counts to one group: the one that used it first."""
 
-    def __init__(self, tokens: TokenRun, namespace: str = "") -> None:
+    def __init__(self, tokens: TokenRun, namespace: str = "", group: str = "") -> None:
         """`tokens`: integers that fit in 32 bits, as a sequence, an array('i'), a numpy array, or as int32 little-endian bytes.
 
         The last three are copied as they are; a list costs about 10 ns a token. Raises InvalidRequestError.
@@ -40,10 +42,11 @@ class RadixKey:
             raise InvalidRequestError(f"namespace: got {namespace!r}; must be a string")
         object.__setattr__(self, "data", _to_bytes(tokens))
         object.__setattr__(self, "namespace", namespace)
+        object.__setattr__(self, "group", group)
 
     @classmethod
-    def with_namespace(cls, tokens: TokenRun, namespace: str) -> RadixKey:
-        return cls(tokens, namespace)
+    def with_namespace(cls, tokens: TokenRun, namespace: str, group: str = "") -> RadixKey:
+        return cls(tokens, namespace, group)
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -139,5 +142,3 @@ class NamespaceUsage(NamedTuple):
     """Held by the tree, also those of a dropped namespace that are still locked."""
     num_protected_tokens: int
     """Of these, locked."""
-    num_evicted_tokens: int
-    """Evicted so far for want of room; dropping a namespace is no eviction. See `RadixCache.usage` for how long it lasts."""

@@ -23,12 +23,13 @@ It hands its own over like this, with no other call between:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from infer_engine.cache.eviction import make_policy
-from infer_engine.cache.integrity import MAX_REMEMBERED_COUNTERS, check_integrity
+from infer_engine.cache.eviction import Priority, find_policy
+from infer_engine.cache.integrity import check_integrity
 from infer_engine.cache.node import EVICTED, TOKEN_BYTES, Node, Root
 from infer_engine.cache.prefix import Handle, InsertResult, MatchResult, NamespaceUsage, RadixKey
+from infer_engine.cache.shares import EvictionCause, ShareGroup, Shares
 from infer_engine.cache.walk import find_prefix, gather_slots, resolve
 from infer_engine.errors import RejectedError, StaleHandle
 
@@ -36,18 +37,20 @@ __all__ = ["Handle", "InsertResult", "MatchResult", "NamespaceUsage", "RadixCach
 
 
 class RadixCache:
-    """One radix tree per namespace, one order of eviction over all of them. Token-granular.
+    """One radix tree per namespace, one order of eviction per share group (one in all, unless keys name some). Token-granular.
 
-    A locked prefix is never evicted. "Use" is an unlock or an insert, also of an existing key; a match is none. Eviction takes
-    the tokens whose last use is longest ago, of one path the deepest first: exact LRU, in O(1) per leaf.
+    A locked prefix is never evicted. "Use" is an unlock or an insert, also of an existing key; a match is none. Eviction takes,
+    of the group that has to pay (shares.py), the tokens whose last use is longest ago, of one path the deepest first: exact
+    LRU, in O(1) per leaf.
     """
 
-    def __init__(self, policy: str = "lru") -> None:
-        """Raises ConfigError for an unknown policy."""
-        self._order = make_policy(policy)
+    def __init__(self, policy: str | Priority = "lru") -> None:
+        """policy: by name, or a priority of your own (eviction.py). Raises ConfigError for an unknown name."""
+        self.shares = Shares(find_policy(policy))
+        self.now = 0.0
+        """when uses take place, for `expire`; written by whoever has a clock"""
         self._roots: dict[str, Root] = {}
         self._dropped_roots: set[Root] = set()  # still locked somewhere
-        self._evicted_before: dict[str, int] = {}  # num_evicted_tokens of namespaces without a root, oldest first
         self._num_tokens = 0
         self._num_protected_tokens = 0
         self._num_nodes = 0
@@ -78,13 +81,18 @@ class RadixCache:
         """
         root = self._roots.get(key.namespace)
         if root is None:
-            root = Root(key.namespace, self._order)  # known to this handle only
+            root = Root(key.namespace, self.shares.peek(key.group))  # known to this handle only
         node, num_tokens = find_prefix(root, key.data)
         handle = Handle(self, node, num_tokens)
         slots = gather_slots(node, num_tokens)
         if lock:
             self.lock(handle)
         return MatchResult(num_tokens, slots, handle)
+
+    def num_matched(self, key: RadixKey) -> int:
+        """How many tokens `match_prefix` would find, without a handle or slots: a fraction of its cost."""
+        root = self._roots.get(key.namespace)
+        return 0 if root is None else find_prefix(root, key.data)[1]
 
     def insert(self, key: RadixKey, slots: Sequence[int]) -> InsertResult:
         """Make `key` known, with its K/V in `slots`, and count it as used.
@@ -104,8 +112,8 @@ class RadixCache:
         root = self._roots.get(key.namespace)
         if root is None:
             if not data:
-                return InsertResult(0, Handle(self, Root(key.namespace, self._order), 0))
-            root = self._make_root(key.namespace)
+                return InsertResult(0, Handle(self, Root(key.namespace, self.shares.peek(key.group)), 0))
+            root = self._make_root(key.namespace, key.group)
         node, num_existing = find_prefix(root, data)
         if num_existing < node.end_idx:
             node = self._split(node, num_existing - node.start_idx)
@@ -151,6 +159,7 @@ class RadixCache:
             node = node.parent
         root.lock_ref += 1
         root.num_protected_tokens += num_locked
+        root.group.num_protected_tokens += num_locked
         self._num_protected_tokens += num_locked
 
     def unlock(self, handle: Handle) -> array[int]:
@@ -168,51 +177,86 @@ class RadixCache:
         if root.is_dropped:
             return self._unlock_dropped(node, root)
         order = root.order
+        now = self.now
         num_unlocked = 0
         while node is not root:
             node.lock_ref -= 1
             if node.lock_ref == 0:
                 order.add(node)
+                node.used_at = now
                 num_unlocked += len(node.slots)
             node = node.parent
         root.lock_ref -= 1
         root.num_protected_tokens -= num_unlocked
+        root.group.num_protected_tokens -= num_unlocked
         self._num_protected_tokens -= num_unlocked
         if not root.children:
             self._retire_if_empty(root)
         return array("i")
 
-    def evict(self, num_tokens: int) -> array[int]:
-        """Give back the slots of the `num_tokens` tokens used longest ago, or of all that can be evicted if they are fewer.
+    def evict(self, num_tokens: int, group: str = "") -> array[int]:
+        """Give back the slots of `num_tokens` tokens, or of all that can be evicted for `group` if they are fewer.
 
-        Whole leaves go, one after the other; the last is trimmed from its end, so exactly as many are freed as asked. Asking
-        for one token at a time copies a long leaf each time: ask for a batch.
+        The groups pay in turn, as shares.py says, each with the tokens that it used longest ago: whole leaves, one after the
+        other, the last of a turn trimmed from its end, so exactly as many are freed as asked. Asking for one token at a time
+        copies a long leaf each time: ask for a batch.
         """
         freed = array("i")
-        order = self._order
+        for _, slots in self.evict_in_turns(num_tokens, group):
+            freed += slots
+        return freed
+
+    def evict_in_turns(self, num_tokens: int, group: str) -> Iterator[tuple[ShareGroup, array[int]]]:
+        """`evict`, a turn at a time: who paid, and its slots. Nothing else is called until it ends."""
         num_missing = num_tokens
         while num_missing > 0:
+            turn = self.shares.next_turn(num_missing, group)
+            if turn is None:
+                return
+            freed = self.evict_from(turn.group, turn.num_tokens, "pressure")
+            turn.group.note_taken(len(freed), group)
+            num_missing -= len(freed)
+            yield turn.group, freed
+
+    def evict_from(self, group: ShareGroup, num_tokens: int, cause: EvictionCause) -> array[int]:
+        """`evict` from one group, whatever its share."""
+        freed = array("i")
+        order = group.order
+        while (num_missing := num_tokens - len(freed)) > 0:
             leaf = order.victim()
             if leaf is None:
                 break
-            num_leaf = len(leaf.slots)
-            if num_leaf > num_missing:
-                self._split(leaf, num_leaf - num_missing)
-                num_leaf = num_missing
-            order.remove(leaf)
-            num_missing -= num_leaf
-            freed += leaf.slots
-            leaf.lock_ref = EVICTED  # it keeps its parent: a handle whose prefix ended above still finds it
-            siblings = leaf.parent.children
-            del siblings[leaf.key[:TOKEN_BYTES]]
-            root = leaf.root
-            root.num_tokens -= num_leaf
-            root.num_evicted_tokens += num_leaf
-            self._num_nodes -= 1
-            if not siblings and not root.children:
-                self._retire_if_empty(root)
-        self._num_tokens -= len(freed)
+            if len(leaf.slots) > num_missing:
+                self._split(leaf, len(leaf.slots) - num_missing)
+            freed += self._take_out(leaf, cause)
         return freed
+
+    def expire(self, group: ShareGroup, before: float) -> array[int]:
+        """Give back the slots of what was last used before then. O(nodes of the group)."""
+        freed = array("i")
+        for node in group.order.nodes():  # each after its children
+            if node.used_at < before and not node.children:
+                freed += self._take_out(node, "ttl")
+        return freed
+
+    def _take_out(self, leaf: Node, cause: EvictionCause) -> array[int]:
+        """An unlocked leaf leaves the tree."""
+        slots = leaf.slots
+        num_tokens = len(slots)
+        root = leaf.root
+        group = root.group
+        root.order.remove(leaf)
+        leaf.lock_ref = EVICTED  # it keeps its parent: a handle whose prefix ended above still finds it
+        siblings = leaf.parent.children
+        del siblings[leaf.key[:TOKEN_BYTES]]
+        root.num_tokens -= num_tokens
+        group.num_tokens -= num_tokens
+        group.num_evicted[cause] += num_tokens
+        self._num_tokens -= num_tokens
+        self._num_nodes -= 1
+        if not siblings and not root.children:
+            self._retire_if_empty(root)
+        return slots
 
     def drop_namespace(self, namespace: str) -> array[int]:
         """Forget the namespace at once: nothing matches in it any more, and its handles are stale. Unknown names do nothing.
@@ -238,21 +282,29 @@ class RadixCache:
             # Also breaks the cycles parent-child, so that memory goes without the garbage collector.
             node.children = {child.key[:TOKEN_BYTES]: child for child in children if child.lock_ref > 0}
         root.num_tokens -= len(freed)
+        root.group.num_tokens -= len(freed)
+        root.group.num_evicted["purge"] += len(freed)
         self._num_tokens -= len(freed)
-        self._remember_counter(root)
         if root.lock_ref > 0:
             self._dropped_roots.add(root)
         return freed
 
+    def group_of(self, namespace: str) -> ShareGroup | None:
+        """Whose it is; None of one that has neither tokens nor locks."""
+        root = self._roots.get(namespace)
+        return None if root is None else root.group
+
+    def namespaces_of(self, group: ShareGroup) -> list[str]:
+        """That count to it and were not dropped. O(namespaces)."""
+        return [name for name, root in self._roots.items() if root.group is group]
+
     def usage(self) -> dict[str, NamespaceUsage]:
-        """Per namespace: those with tokens or locks, and the last 1024 emptied ones that had evictions."""
-        usage = {name: NamespaceUsage(0, 0, count) for name, count in self._evicted_before.items()}
+        """Per namespace that has tokens or locks."""
+        usage: dict[str, NamespaceUsage] = {}
         for root in (*self._roots.values(), *self._dropped_roots):
-            before = usage.get(root.namespace, NamespaceUsage(0, 0, 0))
+            before = usage.get(root.namespace, NamespaceUsage(0, 0))
             usage[root.namespace] = NamespaceUsage(
-                before.num_tokens + root.num_tokens,
-                before.num_protected_tokens + root.num_protected_tokens,
-                before.num_evicted_tokens + (0 if root.is_dropped else root.num_evicted_tokens),
+                before.num_tokens + root.num_tokens, before.num_protected_tokens + root.num_protected_tokens
             )
         return usage
 
@@ -275,15 +327,14 @@ class RadixCache:
         """The node that ends exactly where the prefix does; splits one to get it. Without tokens, the namespace's root."""
         if handle._num_tokens == 0:
             namespace = handle.namespace
-            return self._roots.get(namespace) or self._make_root(namespace)
+            return self._roots.get(namespace) or self._make_root(namespace, handle._node.root.group.name)
         node = self._find(handle)
         if handle._num_tokens < node.end_idx:
             return self._split(node, handle._num_tokens - node.start_idx)
         return node
 
-    def _make_root(self, namespace: str) -> Root:
-        root = Root(namespace, self._order, self._evicted_before.pop(namespace, 0))
-        self._roots[namespace] = root
+    def _make_root(self, namespace: str, group_name: str) -> Root:
+        root = self._roots[namespace] = Root(namespace, self.shares[group_name])
         return root
 
     def _split(self, lower: Node, num_upper: int) -> Node:
@@ -292,14 +343,14 @@ class RadixCache:
         cut = num_upper * TOKEN_BYTES
         parent = lower.parent
         upper = Node(key[:cut], lower.slots[:num_upper], lower.start_idx, parent, lower.root, lower.lock_ref)
+        upper.used_at = lower.used_at
         parent.children[key[:TOKEN_BYTES]] = upper
         lower.key = key[cut:]
         lower.slots = lower.slots[num_upper:]
         lower.start_idx += num_upper
         lower.parent = upper
         upper.children[lower.key[:TOKEN_BYTES]] = lower
-        if lower.lock_ref == 0:
-            lower.root.order.add_split(upper, lower)  # keeps I6
+        lower.root.order.split(upper, lower)  # keeps I6
         self._num_nodes += 1
         return upper
 
@@ -316,14 +367,17 @@ class RadixCache:
             self._num_nodes += 1
             node = child
         root.num_tokens += len(slots)
+        root.group.num_tokens += len(slots)
         self._num_tokens += len(slots)
         return node
 
     def _touch_path(self, node: Node) -> None:
         root = node.root
         touch = root.order.touch
+        now = self.now
         while node.lock_ref == 0 and node is not root:  # above a locked node all are locked (I4); leaf first keeps I6
             touch(node)
+            node.used_at = now
             node = node.parent
 
     def _unlock_dropped(self, node: Node, root: Root) -> array[int]:
@@ -338,24 +392,20 @@ class RadixCache:
                 self._num_nodes -= 1
             node = parent
         root.lock_ref -= 1
-        if root.lock_ref == 0:
-            self._dropped_roots.discard(root)
         root.num_tokens -= len(freed)
         root.num_protected_tokens -= len(freed)
+        root.group.num_tokens -= len(freed)
+        root.group.num_protected_tokens -= len(freed)
+        root.group.num_evicted["purge"] += len(freed)
         self._num_tokens -= len(freed)
         self._num_protected_tokens -= len(freed)
+        if root.lock_ref == 0:
+            self._dropped_roots.discard(root)
         return freed
 
     def _retire_if_empty(self, root: Root) -> None:
         if not root.children and root.lock_ref == 0:  # keeps I5
             del self._roots[root.namespace]
-            self._remember_counter(root)
-
-    def _remember_counter(self, root: Root) -> None:
-        if root.num_evicted_tokens:
-            self._evicted_before[root.namespace] = root.num_evicted_tokens
-            if len(self._evicted_before) > MAX_REMEMBERED_COUNTERS:  # keeps I8
-                del self._evicted_before[next(iter(self._evicted_before))]
 
 
 def _stale(handle: Handle) -> StaleHandle:

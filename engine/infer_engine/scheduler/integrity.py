@@ -32,7 +32,12 @@ def check_running(running: Iterable[Sequence], ledger: SlotLedger, cache: RadixC
         if sequence.may_share and sequence.handle is not None:
             assert list(cache.slots(sequence.handle))[: sequence.num_tree_tokens] == context[: sequence.num_tree_tokens]
     assert len(set(own)) == len(own), "L1: two sequences own one slot"
-    assert ledger.accounts.own_tokens() == {tenant: num for tenant, num in own_by_tenant.items() if num}
+    for group in cache.shares.groups():
+        expected = own_by_tenant.pop(group.name, 0)
+        assert group.num_running_tokens == expected, (
+            f"{group.name!r} counts {group.num_running_tokens}, owns {expected}"
+        )
+    assert not any(own_by_tenant.values()), f"no group counts the slots of {own_by_tenant}"
     allocator_free = allocator.num_free
     tree = cache.num_tokens
     assert allocator_free + tree + len(own) == allocator.num_slots, (

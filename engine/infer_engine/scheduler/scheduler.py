@@ -1,15 +1,16 @@
 """Which sequences compute what in each step, and what becomes of them afterwards.
 
 In: requests (`add`, `cancel`, from any thread) and, per step, what was sampled. Out: a `ScheduledBatch` to compute and the
-events to deliver. All else is called by the step loop alone, so nothing here takes a lock but the waiting queue.
+events to deliver. All else is called by the step loop alone, so nothing here takes a lock.
 
-    schedule   end what was cancelled or is overdue; decodes first, then prefill chunks, then admissions
+    schedule   end what was cancelled or is overdue; decodes first, then prefill chunks, then admissions in the policy's order
     update     append tokens, share prompts, end what is done
     abort      the model failed: end every sequence of the batch, give all slots back
 
-Shortage: a sequence that gets no slot first retracts younger ones that are not yet in the step's batch (their prefix stays
-in the cache, they wait at the front). One that is the youngest sits the step out: older ones still move, so the batch
-is not empty. One that is alone and gets nothing can never go on, and ends with `out_of_kv_slots`.
+Shortage: a sequence that gets no slot first retracts others that are not yet in the step's batch, of the tenant that was served
+most the youngest (their prefix stays in the cache, they wait at the front of their line). One whose own turn it is sits the
+step out: those before it still move, so the batch is not empty. One that is alone and gets nothing can never go on, and ends
+with `out_of_kv_slots`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from infer_engine.config import SchedulingPolicy, Share
 from infer_engine.errors import InferEngineError
 from infer_engine.request import Event, FinishedEvent, FinishReason
 from infer_engine.scheduler.admission import WaitingQueue
 from infer_engine.scheduler.batch import ScheduledBatch, Work, build_batch
+from infer_engine.scheduler.fairness import OUTPUT_COST, PROMPT_COST, make_policy
 from infer_engine.scheduler.integrity import check_running
-from infer_engine.scheduler.ledger import SlotLedger
+from infer_engine.scheduler.ledger import SlotLedger, Verdict
+from infer_engine.scheduler.preemption import Preemption
 from infer_engine.scheduler.sequence import Sequence
 from infer_engine.stats import Gauges, StatsRecorder, TenantCacheUsage
 
@@ -47,6 +51,7 @@ class Scheduler:
         prefill_budget: int,
         use_cache: bool,
         stats: StatsRecorder,
+        policy: SchedulingPolicy = "dlpm",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
@@ -58,11 +63,14 @@ class Scheduler:
         self._use_cache = use_cache
         self._stats = stats
         self._clock = clock
-        self._waiting = WaitingQueue()
+        self._policy = make_policy(policy, lambda tenant: cache.shares[tenant].share.weight)
+        self._preemption = Preemption(self._ledger.group, self._policy.most_served)
+        self._waiting = WaitingQueue(self._policy, self._ledger.num_matched)
         self._running: list[Sequence] = []  # oldest admission first
         self._cancelled: set[int] = set()
         self._cancelled_mutex = threading.Lock()
         self._events: list[tuple[Sequence, Event]] = []
+        self._next_expiry: dict[str, float] = {}  # of tenants with a time to live
 
     # ---- any thread ----------------------------------------------------------------------------------------------
 
@@ -73,6 +81,13 @@ class Scheduler:
         """Takes effect at the next step; an unknown or finished request is left alone."""
         with self._cancelled_mutex:
             self._cancelled.add(request_id)
+
+    @property
+    def next_due(self) -> float | None:
+        """When a step is due though there is no work; None: never."""
+        return min(
+            (at for tenant, at in self._next_expiry.items() if self._cache.shares[tenant].num_tokens), default=None
+        )
 
     @property
     def has_work(self) -> bool:
@@ -94,13 +109,25 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch | None:
         """The step's work, or None if there is nothing to compute."""
-        self._end_cancelled_and_overdue()
+        self._cache.now = now = self._clock()
+        cancelled = self._take_cancelled()  # before the arrivals: who was cancelled has arrived, and is found in line
+        self._waiting.line_up(self._running)
+        self._end_early(cancelled, now)
+        self._expire(now)
+        self._reclaim()
+        works = self._select()
+        while not works and self._running:  # each waits for slots that nobody will free
+            self._end_running(self._running[0], "error", self._out_of_slots(self._running[0]), keep=True)
+            works = self._select()
+        return build_batch(works) if works else None
+
+    def _select(self) -> list[Work]:
         works: list[Work] = []
         num_retracted = self._schedule_decodes(works)
         budget, more_retracted = self._schedule_prefills(works)
         if not num_retracted and not more_retracted:  # or the retracted would come back at once
             self._admit_waiting(works, budget)
-        return build_batch(works) if works else None
+        return works
 
     def update(self, batch: ScheduledBatch, sampled: list[SampledToken | None]) -> None:
         """`sampled[i]` belongs to `batch.works[i]`: None for a chunk that is not the last, else a token or an error."""
@@ -122,6 +149,7 @@ class Scheduler:
                 else:
                     itl_s.append(now - sequence.last_token_at)
                 sequence.last_token_at = now
+                self._policy.charge(sequence.tenant, OUTPUT_COST)
                 self._append(sequence, token)
         self._stats.record_tokens(ttft_s, itl_s)
 
@@ -133,13 +161,38 @@ class Scheduler:
         """Between steps: end every request, running or waiting."""
         for sequence in list(self._running):
             self._end_running(sequence, reason, error, keep=True)
-        for sequence in self._waiting.snapshot():
-            self._waiting.remove(sequence.request_id)
+        self._waiting.line_up(())
+        for sequence in self._waiting:
+            self._waiting.remove(sequence)
             self._end(sequence, reason, error)
+
+    def set_share(self, tenant: str, share: Share) -> None:
+        """Of the pool and of what is computed. What it holds above a lower maximum goes as its requests end."""
+        self._cache.shares[tenant].share = share
+        if share.ttl_seconds is None:
+            self._next_expiry.pop(tenant, None)
+        else:
+            self._next_expiry[tenant] = self._clock()
 
     def drop_namespace(self, namespace: str) -> None:
         # Those that wait, too: one that was preempted would fill the new namespace of that name with what it had in the old
-        self._ledger.drop_namespace(namespace, [*self._running, *self._waiting.snapshot()])
+        self._ledger.drop_namespace(namespace, [*self._running, *self._waiting])
+
+    def drop_tenant(self, tenant: str) -> int:
+        """Forget its namespaces and its share, and overwrite what it had; how many cached tokens that were.
+
+        What its running requests hold goes when they end.
+        """
+        group = self._cache.shares[tenant]
+        self.set_share(tenant, Share(zero_on_free=True))
+        before = group.num_evicted["purge"]
+        unfinished = [*self._running, *self._waiting]
+        for sequence in unfinished:
+            if sequence.tenant == tenant:
+                sequence.may_share = False
+        for namespace in self._cache.namespaces_of(group):
+            self._ledger.drop_namespace(namespace, unfinished)
+        return group.num_evicted["purge"] - before
 
     def take_events(self) -> list[tuple[Sequence, Event]]:
         """What is to be delivered, in order; each event is handed out once."""
@@ -151,14 +204,24 @@ class Scheduler:
             pool_tokens=self._allocator.num_slots,
             pool_used_tokens=self._allocator.num_slots - self._allocator.num_free,
             cached_tokens=self._cache.num_tokens,
-            evicted_tokens=self._ledger.num_evicted_tokens,
+            evicted_tokens=sum(group.num_evicted_tokens for group in self._cache.shares.groups()),
             running_requests=len(self._running),
             waiting_requests=len(self._waiting),
         )
 
     def tenant_usage(self) -> dict[str, TenantCacheUsage]:
-        """O(namespaces)."""
-        return self._ledger.accounts.settle(self._cache.usage())
+        """O(tenants)."""
+        return {
+            group.name: TenantCacheUsage(
+                lookup_tokens=group.num_looked_up_tokens,
+                hit_tokens=group.num_hit_tokens,
+                kv_tokens=group.num_held,
+                evicted_tokens=group.num_evicted_tokens,
+                evicted_by_cause=dict(group.num_evicted),
+                cross_evicted_tokens=group.num_cross_evicted_tokens,
+            )
+            for group in self._cache.shares.groups()
+        }
 
     def check_integrity(self) -> None:
         """Between steps: every slot has exactly one owner, and more (scheduler/integrity.py). Raises AssertionError."""
@@ -166,11 +229,20 @@ class Scheduler:
 
     # ---- schedule ------------------------------------------------------------------------------------------------
 
-    def _end_cancelled_and_overdue(self) -> None:
+    def _expire(self, now: float) -> None:
+        for tenant, at in self._next_expiry.items():
+            ttl = self._cache.shares[tenant].share.ttl_seconds
+            if at <= now and ttl is not None:
+                self._ledger.expire(self._cache.shares[tenant], now - ttl)
+                self._next_expiry[tenant] = now + ttl / 8
+
+    def _take_cancelled(self) -> set[int]:
         with self._cancelled_mutex:
             cancelled, self._cancelled = self._cancelled, set()
-        now = self._clock()
-        for sequence in [*self._running, *self._waiting.snapshot()]:
+        return cancelled
+
+    def _end_early(self, cancelled: set[int], now: float) -> None:
+        for sequence in [*self._running, *self._waiting]:
             reason: FinishReason
             if sequence.request_id in cancelled:
                 reason = "cancelled"
@@ -178,10 +250,10 @@ class Scheduler:
                 reason = "deadline"
             else:
                 continue
-            if self._waiting.remove(sequence.request_id) is None:
-                self._end_running(sequence, reason, None, keep=True)
-            else:
+            if self._waiting.remove(sequence):
                 self._end(sequence, reason, None)
+            else:
+                self._end_running(sequence, reason, None, keep=True)
 
     def _schedule_decodes(self, works: list[Work]) -> int:
         """One token of every sequence whose prefill is done, oldest first; how many sequences were retracted for it."""
@@ -206,67 +278,87 @@ class Scheduler:
         """Add the sequence to the step with as many of the wanted tokens as there are slots; how many were retracted."""
         num_retracted = 0
         while (num_given := self._ledger.grow(sequence, num_wanted)) == 0:
-            victim = self._youngest_not_in(works)
-            if victim is not sequence:
-                self._retract(victim)
-                num_retracted += 1
-            elif len(self._running) > 1:
+            scheduled = {work.sequence.request_id for work in works}
+            candidates = [one for one in self._running if one.request_id not in scheduled]
+            victim = self._preemption.victim(sequence, candidates)
+            if victim is sequence:
                 return num_retracted  # sits this step out
-            else:
-                self._end_running(sequence, "error", self._out_of_slots(sequence), keep=True)
-                return num_retracted
+            self._retract(victim)
+            num_retracted += 1
         works.append(Work(sequence, num_given, self._ledger.context(sequence, sequence.num_slots)))
         return num_retracted
 
-    def _youngest_not_in(self, works: list[Work]) -> Sequence:
-        scheduled = {work.sequence.request_id for work in works}
-        return next(sequence for sequence in reversed(self._running) if sequence.request_id not in scheduled)
+    def _reclaim(self) -> None:
+        """A request that its tenant's minimum has room for is admitted, whoever must be retracted for it."""
+        sequence = self._waiting.peek()
+        while sequence is not None and self._ledger.num_missing(sequence, self._promised()) > 0:
+            giver = self._preemption.giver(self._running, sequence.tenant)
+            if giver is None:
+                return
+            self._retract(giver)
+
+    def _promised(self) -> dict[str, int]:
+        """What admitted prefills still need, and one token of each running sequence."""
+        promised: dict[str, int] = {}
+        for running in self._running:
+            num = max(1, running.num_tokens - running.num_slots)
+            promised[running.tenant] = promised.get(running.tenant, 0) + num
+        return promised
 
     def _retract(self, sequence: Sequence) -> None:
         """Preempt: its computed prefix stays in the cache, its output is kept, and it is the next to be admitted."""
         self._running.remove(sequence)
         self._ledger.release(sequence, keep=True)
-        self._waiting.push_front(sequence)
+        self._waiting.put_back(sequence)
         self._stats.record_preemption()
 
     def _admit_waiting(self, works: list[Work], budget: int) -> None:
-        """Admit while there is a row, budget, and room for the whole of what is known of the next request.
-
-        What admitted prefills still need, and one token of each running sequence, is promised to them.
-        """
-        num_reserved = sum(max(1, running.num_tokens - running.num_slots) for running in self._running)
+        """Admit while there is a row, budget, and room for the whole of what is known of the next request."""
+        promised = self._promised()
         while budget and self._ledger.num_free_rows:
             sequence = self._waiting.peek()
             if sequence is None:
                 return
-            if not self._ledger.admit(sequence, num_reserved if self._running else 0):
-                if not self._running:  # the whole pool is free or evictable, and still too small
-                    self._waiting.remove(sequence.request_id)
-                    self._end(sequence, "error", self._out_of_slots(sequence))
-                    continue
+            verdict = self._ledger.admit(sequence, promised)
+            if verdict is Verdict.ADMITTED:
+                budget -= self._begin(sequence, budget, works)
+                num_left = max(1, sequence.num_tokens - sequence.num_slots)
+                promised[sequence.tenant] = promised.get(sequence.tenant, 0) + num_left
+            elif not any(running.tenant == sequence.tenant for running in self._running) and (
+                verdict is Verdict.SHARE_FULL or not self._running
+            ):  # all that may be evicted for it is, and it still does not fit
+                self._waiting.remove(sequence)
+                self._end(sequence, "error", self._out_of_slots(sequence))
+            elif verdict is Verdict.SHARE_FULL:
+                self._waiting.pass_over(sequence)
+            else:
                 return
-            self._waiting.remove(sequence.request_id)
-            self._running.append(sequence)
-            self._record_admission(sequence)
-            num_pending = sequence.num_pending
-            self._schedule_one(sequence, min(budget, num_pending), works)
-            num_scheduled = sequence.num_slots - sequence.num_computed
-            budget -= num_scheduled
-            num_reserved += max(1, num_pending - num_scheduled)
+
+    def _begin(self, sequence: Sequence, budget: int, works: list[Work]) -> int:
+        """The first chunk of an admitted request; how many tokens it has."""
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
+        self._record_admission(sequence)
+        self._schedule_one(sequence, min(budget, sequence.num_pending), works)
+        return sequence.num_slots - sequence.num_computed
 
     def _record_admission(self, sequence: Sequence) -> None:
         if sequence.admitted_at is not None:
             return  # it comes back from a preemption
         sequence.admitted_at = self._clock()
         sequence.num_cached_tokens = sequence.num_computed
+        self._policy.charge(sequence.tenant, PROMPT_COST * (sequence.num_prompt_tokens - sequence.num_computed))
         self._stats.record_admitted(sequence.admitted_at - sequence.submitted_at)
         if self._use_cache:
             self._stats.record_lookup(sequence.num_computed, sequence.num_prompt_tokens - sequence.num_computed)
 
     def _out_of_slots(self, sequence: Sequence) -> InferEngineError:
+        share = self._ledger.group(sequence).share
+        what = f"the KV pool has {self._allocator.num_slots} slots" + (
+            "" if share.max_tokens is None else f", of which its tenant may hold {share.max_tokens}"
+        )
         return InferEngineError(
-            f"the request can't grow beyond {sequence.num_tokens} tokens: the KV pool has {self._allocator.num_slots} slots; "
-            "ask for less output, or raise max_cache_tokens",
+            f"the request can't grow beyond {sequence.num_tokens} tokens: {what}; ask for less output, or raise max_cache_tokens",
             code="out_of_kv_slots",
         )
 
@@ -282,6 +374,7 @@ class Scheduler:
 
     def _end_running(self, sequence: Sequence, reason: FinishReason, error: Exception | None, *, keep: bool) -> None:
         self._running.remove(sequence)
+        self._policy.charge(sequence.tenant, -PROMPT_COST * (sequence.num_prompt_tokens - sequence.num_prompt_done))
         self._ledger.release(sequence, keep=keep)
         self._end(sequence, reason, error)
 

@@ -17,6 +17,7 @@ def tenants(resource: Resource, records: Mapping[str, TenantRecord]) -> tuple[Te
             port=records[tenant.name].port,
             public_keys=tenant.auth.public_keys if tenant.auth else (records[tenant.name].client_public_key,),
             quota=tenant.quota,
+            cache=tenant.cache,
             suspended=tenant.suspend,
         )
         for tenant in resource.deployment.spec.tenants

@@ -5,7 +5,7 @@ Flows one way, operator -> store -> pod. It carries public keys only: no secret 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -35,6 +35,22 @@ class QuotaLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     tokens_burst: Count | None = None
 
 
+class CacheShare(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True):
+    """What one tenant may have of each pod: of its KV pool, in tokens, running and cached together; and of its computing."""
+
+    min_tokens: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    """No other tenant takes any of these away."""
+    max_tokens: Count | None = None
+    weight: Annotated[float, Meta(ge=0.01, le=1000)] = 1.0
+    """Of its share in what is computed, and in what is over when room is needed."""
+    ttl_seconds: Annotated[int, Meta(ge=1, le=31_536_000)] | None = None
+    """How long cached tokens stay that nobody uses; absent: until room is needed."""
+    insert: Literal["Allow", "Deny"] = "Allow"
+    """Deny: its requests leave nothing in the prefix cache."""
+    zero_on_free: bool = False
+    """Overwrite its keys and values before another's may lie there."""
+
+
 class TenantEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     name: Name
     uid: str
@@ -42,6 +58,7 @@ class TenantEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     port: Annotated[int, Meta(ge=1, le=65535)]
     public_keys: tuple[PublicKey, ...]
     quota: QuotaLimits = QuotaLimits()
+    cache: CacheShare = CacheShare()
     suspended: bool = False
 
 

@@ -9,13 +9,16 @@ import asyncio
 import itertools
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from infer_engine.model.tokenizer import Tokenizer
 from infer_server import ipc
+from infer_server.contract.document import CacheShare
 from infer_server.gateway.links import Stream
 from infer_server.gateway.namespaces import ModelIdentity
 
@@ -57,6 +60,7 @@ class EngineClient:
         self._listeners: dict[int, Callable[[EngineEvent], None]] = {}
         self._ids = itertools.count(1)
         self._loading: asyncio.Task[None] | None = None
+        self._shares: dict[str, CacheShare] = {}
         self.model: ServedModel | None = None
         """None while no engine is ready."""
 
@@ -68,6 +72,7 @@ class EngineClient:
         stream = Stream(ipc.EngineToGateway, self._received, lambda: self._lost(stream))
         self._stream = stream
         await stream.connect(sock)
+        self._send_shares({tenant: share for tenant, share in self._shares.items() if share != CacheShare()})
 
     def submit(
         self,
@@ -90,6 +95,24 @@ class EngineClient:
         """The engine answers with Finished, at its next step."""
         if self._stream is not None:
             self._stream.send(ipc.CancelRequest(id))
+
+    def set_shares(self, shares: Mapping[str, CacheShare], removed: Iterable[str]) -> None:
+        """By tenant; whoever is not in it any more, or was removed and is another now, leaves nothing in the engine."""
+        for tenant in {*removed, *(self._shares.keys() - shares.keys())}:
+            self._shares.pop(tenant, None)
+            if self._stream is not None:
+                self._stream.send(ipc.DropTenant(tenant))
+        changed = {name: share for name, share in shares.items() if self._shares.get(name, CacheShare()) != share}
+        self._shares = dict(shares)
+        self._send_shares(changed)
+
+    def _send_shares(self, shares: Mapping[str, CacheShare]) -> None:
+        if self._stream is not None and shares:
+            fields = {
+                tenant: msgspec.structs.asdict(share) | {"insert": share.insert == "Allow"}
+                for tenant, share in shares.items()
+            }
+            self._stream.send(ipc.SetShares(fields))
 
     def forget(self, id: int) -> None:
         """No more events for this request."""

@@ -70,7 +70,8 @@ class Gateway:
 
     def apply(self, document: DesiredState) -> None:
         """Serve these tenants from now on; end the requests of those that left or were suspended."""
-        for tenant_id, reason in self._endpoints.apply(document).items():
+        losses = self._endpoints.apply(document)
+        for tenant_id, reason in losses.items():
             refusal = tenant_gone(reason)
             requests = [
                 request for front in self._fronts if front.tenant_id == tenant_id for request in front.requests.values()
@@ -80,6 +81,9 @@ class Gateway:
             log.info("tenant %s was %s; %d requests end", tenant_id, reason, len(requests))
             if reason == "removed":
                 self._loop.call_later(STOP_SECONDS, self._forget_tenant, tenant_id)
+        shares = {document.tenant_id(entry.name): entry.cache for entry in document.tenants}
+        removed = [tenant_id for tenant_id, reason in losses.items() if reason == "removed"]
+        self._services.engine.set_shares(shares, removed)
         for tenant_id in self._endpoints.tenant_ids():
             self._metrics.tenant(tenant_id)  # so that its series exist, at zero
 

@@ -103,5 +103,5 @@ def test_nothing_is_evicted_where_nothing_is_wanted(cache: RadixCache, put: Put,
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="policy: got 'mru'; must be one of lru"):
+    with pytest.raises(ConfigError, match="eviction_policy: got 'mru'; must be one of fifo, lfu, lru"):
         RadixCache(policy="mru")

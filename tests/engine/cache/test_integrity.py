@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from infer_engine.cache import InsertResult, RadixCache
-from infer_engine.cache.integrity import MAX_REMEMBERED_COUNTERS
 from infer_engine.cache.node import Node, Root
 
 Put = Callable[..., InsertResult]
@@ -28,7 +27,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
         "I5",
         lambda cache, root, upper, leaf: cache._roots.update({"x": cache._roots.pop("")}),
     ),
-    "an empty root": ("I5", lambda cache, root, upper, leaf: cache._make_root("nobody")),
+    "an empty root": ("I5", lambda cache, root, upper, leaf: cache._make_root("nobody", "")),
     "a root that says it is dropped": ("I5", lambda cache, root, upper, leaf: setattr(root, "is_dropped", True)),
     "missing in the order": ("I6", lambda cache, root, upper, leaf: root.order.remove(leaf)),
     "parent before child": ("I6", lambda cache, root, upper, leaf: root.order.touch(leaf)),
@@ -41,13 +40,13 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
         lambda cache, root, upper, leaf: setattr(cache, "_num_protected_tokens", 0),
     ),
     "nodes miscounted": ("I7", lambda cache, root, upper, leaf: setattr(cache, "_num_nodes", 0)),
-    "a counter twice": ("I8", lambda cache, root, upper, leaf: cache._evicted_before.update({"": 1})),
-    "too many counters": (
-        "I8",
-        lambda cache, root, upper, leaf: cache._evicted_before.update(
-            {str(number): 1 for number in range(MAX_REMEMBERED_COUNTERS + 1)}
-        ),
+    "the group's tokens miscounted": ("I7", lambda cache, root, upper, leaf: setattr(root.group, "num_tokens", 0)),
+    "the group's protected tokens miscounted": (
+        "I7",
+        lambda cache, root, upper, leaf: setattr(root.group, "num_protected_tokens", 0),
     ),
+    "another group's order": ("I8", lambda cache, root, upper, leaf: setattr(root, "order", cache.shares["x"].order)),
+    "an unknown group": ("I8", lambda cache, root, upper, leaf: cache.shares._groups.clear()),
 }
 
 

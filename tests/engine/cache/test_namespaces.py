@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from infer_engine.cache import InsertResult, RadixCache, RadixKey
-from infer_engine.cache.integrity import MAX_REMEMBERED_COUNTERS
 from infer_engine.errors import StaleHandle
 
 Put = Callable[..., InsertResult]
@@ -28,7 +27,7 @@ def test_usage_counts_each_namespace(cache: RadixCache, put: Put) -> None:
     put("abcd", 20, "tenant-1")
     put("xyz", 30, "tenant-2")
     cache.evict(3)
-    assert cache.usage() == {"tenant-1": (2, 2, 2), "tenant-2": (2, 0, 1)}
+    assert cache.usage() == {"tenant-1": (2, 2), "tenant-2": (2, 0)}
 
 
 def test_dropping_frees_what_nobody_holds(cache: RadixCache, put: Put, key: MakeKey) -> None:
@@ -37,7 +36,7 @@ def test_dropping_frees_what_nobody_holds(cache: RadixCache, put: Put, key: Make
     put("abc", 30, "tenant-2")
     assert sorted(cache.drop_namespace("tenant-1")) == [10, 11, 12, 22]
     assert cache.match_prefix(key("abc", "tenant-1")).num_tokens == 0
-    assert cache.usage() == {"tenant-2": (3, 0, 0)}
+    assert cache.usage() == {"tenant-2": (3, 0)}
 
 
 def test_dropping_an_unknown_namespace_does_nothing(cache: RadixCache) -> None:
@@ -51,7 +50,7 @@ def test_what_is_locked_in_a_dropped_namespace_comes_back_with_its_last_unlock(
     long = cache.match_prefix(key("abcd", "tenant-1"), lock=True).handle
     short = cache.match_prefix(key("ab", "tenant-1"), lock=True).handle
     assert cache.drop_namespace("tenant-1") == array("i")
-    assert cache.usage() == {"tenant-1": (4, 4, 0)}
+    assert cache.usage() == {"tenant-1": (4, 4)}
     assert cache.evict(4) == array("i")
     assert cache.unlock(long) == array("i", [12, 13])
     assert cache.unlock(short) == array("i", [10, 11])
@@ -80,28 +79,14 @@ def test_a_dropped_namespace_begins_empty_while_the_old_one_is_still_held(
     cache.lock(old)
     cache.drop_namespace("tenant-1")
     assert put("ab", 20, "tenant-1").num_existing == 0
-    assert cache.usage() == {"tenant-1": (4, 2, 0)}
+    assert cache.usage() == {"tenant-1": (4, 2)}
     cache.check_integrity()
     assert cache.unlock(old) == array("i", [10, 11])
     assert cache.match_prefix(key("ab", "tenant-1")).slots == array("i", [20, 21])
 
 
-def test_an_emptied_namespace_leaves_only_its_counter(cache: RadixCache, put: Put) -> None:
+def test_an_emptied_namespace_leaves_nothing(cache: RadixCache, put: Put) -> None:
     put("ab", 10, "tenant-1")
     cache.evict(2)
-    assert cache.usage() == {"tenant-1": (0, 0, 2)}
-    put("abc", 10, "tenant-1")
-    cache.evict(1)
-    assert cache.usage() == {"tenant-1": (2, 0, 3)}
-    cache.drop_namespace("tenant-1")
-    assert cache.usage() == {"tenant-1": (0, 0, 3)}
-
-
-def test_counters_of_emptied_namespaces_are_bounded(cache: RadixCache, put: Put) -> None:
-    for number in range(MAX_REMEMBERED_COUNTERS + 5):
-        put("ab", 10, f"tenant-{number}")
-        cache.evict(2)
-    usage = cache.usage()
-    assert len(usage) == MAX_REMEMBERED_COUNTERS
-    assert "tenant-4" not in usage
-    assert "tenant-5" in usage
+    assert cache.usage() == {}
+    assert cache.shares[""].num_evicted == {"pressure": 2, "quota": 0, "ttl": 0, "purge": 0}

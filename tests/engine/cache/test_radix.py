@@ -179,7 +179,7 @@ def test_a_handle_stays_stale_when_its_prefix_comes_back(cache: RadixCache, put:
 
 def test_a_handle_without_tokens_can_be_locked(cache: RadixCache, key: MakeKey) -> None:
     match = cache.match_prefix(key("abc", "tenant-1"), lock=True)
-    assert cache.usage() == {"tenant-1": (0, 0, 0)}
+    assert cache.usage() == {"tenant-1": (0, 0)}
     assert cache.slots(match.handle) == array("i")
     assert cache.unlock(match.handle) == array("i")
     assert cache.usage() == {}

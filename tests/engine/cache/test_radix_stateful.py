@@ -7,22 +7,27 @@ invariants hold. 100 runs of up to 150 operations, some 10,000 in all; INFERENGI
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from infer_engine.cache import Handle, InsertResult, NamespaceUsage, RadixCache, RadixKey
+from infer_engine.config import Share
 from infer_engine.errors import StaleHandle
 from infer_engine.memory.allocator import OutOfSlotsError, SlotAllocator
 
 NUM_SLOTS = 40
 NAMESPACES = ("", "tenant-1", "tenant-2")
+ONE_GROUP = dict.fromkeys(NAMESPACES, "")
+TWO_GROUPS = {"": "a", "tenant-1": "a", "tenant-2": "b"}
 
 namespaces = st.sampled_from(NAMESPACES)
 picks = st.integers(0, NUM_SLOTS)
+shares = st.builds(Share, min_tokens=st.sampled_from([0, 0, 5, 15]), weight=st.sampled_from([1.0, 2.0, 0.5]))
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=10)
 
 
@@ -41,11 +46,13 @@ class Token:
 class Oracle:
     """What the cache must do, with a dictionary from whole prefixes to tokens and a clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, group_of: dict[str, str], shares: dict[str, Share]) -> None:
+        self.group_of = group_of
+        self.shares = shares
         self.tokens: dict[tuple[str, tuple[int, ...]], Token] = {}
         self.dropped: list[Token] = []  # gone, and still locked
         self.clock = 0
-        self.evicted = dict.fromkeys(NAMESPACES, 0)
+        self.num_evicted = 0
         self.num_drops = dict.fromkeys(NAMESPACES, 0)
 
     def match(self, namespace: str, tokens: list[int]) -> list[Token]:
@@ -82,15 +89,31 @@ class Oracle:
         self.dropped = [token for token in self.dropped if token not in freed]
         return [token.slot for token in freed]
 
-    def eviction_order(self) -> list[Token]:
-        unlocked = [token for token in self.tokens.values() if token.num_locks == 0]
+    def eviction_order(self, group: str) -> list[Token]:
+        unlocked = [token for token in self.members(self.tokens.values(), group) if token.num_locks == 0]
         return sorted(unlocked, key=lambda token: (token.last_use, -token.position))
 
-    def evict(self, num_tokens: int) -> list[int]:
-        victims = self.eviction_order()[: max(num_tokens, 0)]
+    def members(self, tokens: Iterable[Token], group: str) -> list[Token]:
+        return [token for token in tokens if self.group_of[token.namespace] == group]
+
+    def evict(self, num_tokens: int, asker: str, num_running: dict[str, int]) -> list[int]:
+        """The pool is smaller than one turn: each group gives all that it may before it is another's turn."""
+        freed: list[int] = []
+        payers: dict[str, tuple[float, int]] = {}
+        for group, share in self.shares.items():
+            held = len(self.members((*self.tokens.values(), *self.dropped), group)) + num_running[group]
+            num_evictable = len(self.eviction_order(group))
+            num_payable = num_evictable if group == asker else min(num_evictable, max(0, held - share.min_tokens))
+            payers[group] = ((held - share.min_tokens) / share.weight, num_payable)
+        for group, (_, num_payable) in sorted(payers.items(), key=lambda item: -item[1][0]):
+            freed += self.evict_from(group, min(num_payable, num_tokens - len(freed)))
+        return freed
+
+    def evict_from(self, group: str, num_tokens: int) -> list[int]:
+        victims = self.eviction_order(group)[: max(num_tokens, 0)]
         for token in victims:
-            self.evicted[token.namespace] += 1
             token.is_gone = True
+        self.num_evicted += len(victims)
         self.tokens = {prefix: token for prefix, token in self.tokens.items() if not token.is_gone}
         return [token.slot for token in victims]
 
@@ -141,9 +164,15 @@ class CacheMachine(RuleBasedStateMachine):
         super().__init__()
         self.cache = RadixCache(policy="lru")
         self.allocator = SlotAllocator(NUM_SLOTS)
-        self.oracle = Oracle()
         self.running: list[Request] = []
         self.locked: list[Held] = []
+
+    @initialize(group_of=st.sampled_from([ONE_GROUP, TWO_GROUPS]), shares=st.lists(shares, min_size=2, max_size=2))
+    def set_shares(self, group_of: dict[str, str], shares: list[Share]) -> None:
+        groups = sorted(set(group_of.values()))
+        self.oracle = Oracle(group_of, dict(zip(groups, shares, strict=False)))
+        for group, share in self.oracle.shares.items():
+            self.cache.shares[group].share = share
 
     # What an engine does.
 
@@ -165,7 +194,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(request=requests, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=3))
     def decode(self, request: Request, tokens: list[int]) -> None:
-        slots = None if request.is_done else self._obtain(len(tokens))
+        slots = None if request.is_done else self._obtain(len(tokens), request.namespace)
         if slots is not None:
             request.tokens = request.tokens + tokens
             request.slots = request.slots + slots
@@ -188,7 +217,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(namespace=namespaces, tokens=prompts)
     def insert_without_a_lock(self, namespace: str, tokens: list[int]) -> None:
-        slots = self._obtain(len(tokens))
+        slots = self._obtain(len(tokens), namespace)
         if slots is not None:
             num_existing = self._insert(namespace, tokens, slots).num_existing
             self.allocator.free(slots[:num_existing])
@@ -198,9 +227,16 @@ class CacheMachine(RuleBasedStateMachine):
         namespace, prefix = self._pick(pick)
         self.insert_without_a_lock(namespace, [*prefix, *tokens])
 
-    @rule(num_tokens=st.sampled_from([-1, 0, 1, 1, 2, 3, 5, NUM_SLOTS + 1]))
-    def evict(self, num_tokens: int) -> None:
-        self._evict(num_tokens)
+    @rule(num_tokens=st.sampled_from([-1, 0, 1, 1, 2, 3, 5, NUM_SLOTS + 1]), namespace=namespaces)
+    def evict(self, num_tokens: int, namespace: str) -> None:
+        self._evict(num_tokens, namespace)
+
+    @rule(num_tokens=st.integers(1, 5), namespace=namespaces)
+    def evict_from_one_group(self, num_tokens: int, namespace: str) -> None:
+        group = self.oracle.group_of[namespace]
+        freed = self.cache.evict_from(self.cache.shares[group], num_tokens, "quota")
+        assert sorted(freed) == sorted(self.oracle.evict_from(group, num_tokens))
+        self.allocator.free(freed)
 
     @rule(namespace=st.sampled_from([*NAMESPACES, *[None] * 6]))
     def drop_namespace(self, namespace: str | None) -> None:
@@ -214,9 +250,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(target=looks, namespace=namespaces, tokens=prompts)
     def look(self, namespace: str, tokens: list[int]) -> Held:
-        before = ([id(node) for node in self.cache._order.nodes()], self.cache.num_nodes, self.cache.usage())
-        match = self.cache.match_prefix(RadixKey.with_namespace(tokens, namespace))
-        assert before == ([id(node) for node in self.cache._order.nodes()], self.cache.num_nodes, self.cache.usage())
+        before = self._state()
+        key = self._key(namespace, tokens)
+        match = self.cache.match_prefix(key)
+        assert self.cache.num_matched(key) == match.num_tokens
+        assert self._state() == before
         path = self.oracle.match(namespace, tokens)
         assert list(match.slots) == [token.slot for token in path]
         assert match.num_tokens == match.handle.num_tokens == len(path)
@@ -283,9 +321,12 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def order_of_eviction_is_the_oracles(self) -> None:
-        order = [slot for node in self.cache._order.nodes() for slot in reversed(node.slots)]
-        assert order == [token.slot for token in self.oracle.eviction_order()]
-        assert self.cache.num_evictable_tokens == len(order)
+        num_unlocked = 0
+        for group in self.oracle.shares:
+            order = [slot for node in self.cache.shares[group].order.nodes() for slot in reversed(node.slots)]
+            assert order == [token.slot for token in self.oracle.eviction_order(group)]
+            num_unlocked += len(order)
+        assert self.cache.num_evictable_tokens == num_unlocked
 
     @invariant()
     def usage_is_the_oracles(self) -> None:
@@ -294,11 +335,13 @@ class CacheMachine(RuleBasedStateMachine):
         tokens = (*self.oracle.tokens.values(), *self.oracle.dropped)
         for namespace in NAMESPACES:
             held = [token for token in tokens if token.namespace == namespace]
-            assert usage.get(namespace, NamespaceUsage(0, 0, 0)) == (
+            assert usage.get(namespace, NamespaceUsage(0, 0)) == (
                 len(held),
                 sum(token.num_locks > 0 for token in held),
-                self.oracle.evicted[namespace],
             )
+        groups = self.cache.shares.groups()
+        assert sum(group.num_evicted_tokens for group in groups) == self.oracle.num_evicted
+        assert all(group.num_cross_evicted_tokens == 0 for group in groups)
 
     def teardown(self) -> None:
         """When every request has ended and everything is evicted, nothing is left behind."""
@@ -307,12 +350,29 @@ class CacheMachine(RuleBasedStateMachine):
         for held in list(self.locked):
             while held.num_locks:
                 self._unlock(held)
-        self._evict(NUM_SLOTS)
+        for namespace in NAMESPACES:
+            self._evict(NUM_SLOTS, namespace)
         self.own_invariants_hold()
         assert self.allocator.num_free == NUM_SLOTS
         assert (self.cache.num_tokens, self.cache.num_nodes) == (0, 0)
         assert not self.cache._roots
         assert not self.cache._dropped_roots
+
+    def _key(self, namespace: str, tokens: list[int]) -> RadixKey:
+        return RadixKey.with_namespace(tokens, namespace, self.oracle.group_of[namespace])
+
+    def _state(self) -> tuple[object, ...]:
+        orders = [[id(node) for node in group.order.nodes()] for group in self.cache.shares.groups()]
+        return orders, self.cache.num_nodes, self.cache.usage()
+
+    def _count_running(self) -> dict[str, int]:
+        """As whoever runs the requests does."""
+        num_running = dict.fromkeys(self.oracle.shares, 0)
+        for request in self.running:
+            num_running[self.oracle.group_of[request.namespace]] += len(request.own)
+        for group, number in num_running.items():
+            self.cache.shares[group].num_running_tokens = number
+        return num_running
 
     # The engine's side of each verb; all that is freed goes back to the allocator, which knows a double free.
 
@@ -321,7 +381,7 @@ class CacheMachine(RuleBasedStateMachine):
         return prefixes[pick % len(prefixes)]
 
     def _admit(self, namespace: str, tokens: list[int], lock_at_once: bool) -> Request:
-        match = self.cache.match_prefix(RadixKey.with_namespace(tokens, namespace), lock=lock_at_once)
+        match = self.cache.match_prefix(self._key(namespace, tokens), lock=lock_at_once)
         path = self.oracle.match(namespace, tokens)
         assert list(match.slots) == [token.slot for token in path]
         held = Held(match.handle, path, self.oracle.num_drops[namespace])
@@ -329,7 +389,7 @@ class CacheMachine(RuleBasedStateMachine):
             self._note_lock(held)
         else:
             self._lock(held)
-        own = self._obtain(len(tokens) - match.num_tokens)
+        own = self._obtain(len(tokens) - match.num_tokens, namespace)
         if own is None:
             self._unlock(held)
             return Request(namespace, tokens, [], held, is_done=True)
@@ -337,10 +397,10 @@ class CacheMachine(RuleBasedStateMachine):
         self.running.append(request)
         return request
 
-    def _obtain(self, n: int) -> list[int] | None:
+    def _obtain(self, n: int, namespace: str) -> list[int] | None:
         short = n - self.allocator.num_free
         if short > 0:
-            self._evict(short)
+            self._evict(short, namespace)
         if n > self.allocator.num_free:
             with pytest.raises(OutOfSlotsError):
                 self.allocator.allocate(n)
@@ -368,7 +428,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.allocator.free(own[: result.num_existing - held.handle.num_tokens])
 
     def _insert(self, namespace: str, tokens: list[int], slots: list[int]) -> InsertResult:
-        result = self.cache.insert(RadixKey.with_namespace(tokens, namespace), array("i", slots))
+        result = self.cache.insert(self._key(namespace, tokens), array("i", slots))
         assert result.num_existing == self.oracle.insert(namespace, tokens, slots)
         assert result.handle.num_tokens == len(tokens)
         return result
@@ -379,9 +439,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.allocator.free(request.own)
         self._unlock(request.held)
 
-    def _evict(self, num_tokens: int) -> None:
-        freed = self.cache.evict(num_tokens)
-        assert sorted(freed) == sorted(self.oracle.evict(num_tokens))
+    def _evict(self, num_tokens: int, namespace: str) -> None:
+        asker = self.oracle.group_of[namespace]
+        num_running = self._count_running()
+        expected = self.oracle.evict(num_tokens, asker, num_running)
+        num_payable = self.cache.shares.num_payable(asker)
+        freed = self.cache.evict(num_tokens, asker)
+        assert sorted(freed) == sorted(expected)
+        assert len(freed) == max(0, min(num_tokens, num_payable))
         self.allocator.free(freed)
 
     def _lock(self, held: Held) -> None:

@@ -32,6 +32,7 @@ class Stepper:
         prefill_budget: int = 64,
         max_model_len: int = 512,
         use_cache: bool = True,
+        policy: Any = "dlpm",
     ) -> None:
         self.model = model
         self.now = 1000.0
@@ -46,6 +47,7 @@ class Stepper:
             prefill_budget=prefill_budget,
             use_cache=use_cache,
             stats=self.stats,
+            policy=policy,
             clock=lambda: self.now,
         )
         self.intake = Intake(model.info, None, self.sampler, max_model_len, num_slots, default_max_tokens=8)

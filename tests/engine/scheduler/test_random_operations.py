@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from infer_engine.config import Share
+
 Make = Callable[..., Any]
 NUM_STEPS = 2_500
 NUM_STEPS_SOAK = 250_000
@@ -26,6 +28,16 @@ def random_prompt(rng: random.Random, earlier: list[list[int]]) -> list[int]:
     return own
 
 
+def random_share(rng: random.Random, num_slots: int) -> Share:
+    """The minima of three tenants together fit the pool; a maximum takes the longest prompt and its output."""
+    return Share(
+        min_tokens=rng.choice((0, 0, num_slots // 5, num_slots // 3)),
+        max_tokens=rng.choice((None, None, num_slots, num_slots * 2 // 3)),
+        weight=rng.choice((0.5, 1.0, 3.0)),
+        insert=rng.random() < 0.8,
+    )
+
+
 @pytest.mark.parametrize(
     ("seed", "options"),
     [
@@ -33,6 +45,8 @@ def random_prompt(rng: random.Random, earlier: list[list[int]]) -> list[int]:
         (2, {"num_slots": 64, "max_batch_size": 8, "prefill_budget": 8}),
         (3, {"num_slots": 300, "max_batch_size": 4, "prefill_budget": 100}),
         (4, {"num_slots": 80, "max_batch_size": 5, "prefill_budget": 5, "use_cache": False}),
+        (5, {"num_slots": 120, "max_batch_size": 6, "prefill_budget": 32, "policy": "vtc"}),
+        (6, {"num_slots": 120, "max_batch_size": 6, "prefill_budget": 32, "policy": "lpm"}),
     ],
 )
 def test_no_operation_loses_a_slot_or_a_token(
@@ -65,6 +79,8 @@ def test_no_operation_loses_a_slot_or_a_token(
             loop.scheduler.cancel(rng.choice(list(asked)))
         if rng.random() < 0.005:
             loop.model.fail_next = True
+        if rng.random() < 0.01:
+            loop.scheduler.set_share(rng.choice("abc"), random_share(rng, options["num_slots"]))
         if rng.random() < 0.01:
             loop.scheduler.drop_namespace(rng.choice("abc"))
             loop.scheduler.check_integrity()
@@ -101,3 +117,4 @@ def check_usage(loop: Any) -> None:
     """Tenants hold together what is in use, except for what a dropped namespace still pins under a name used again."""
     usage = loop.scheduler.tenant_usage()
     assert sum(tenant.kv_tokens for tenant in usage.values()) == loop.scheduler.gauges().pool_used_tokens
+    assert all(group.num_cross_evicted_tokens == 0 for group in loop.cache.shares.groups())

@@ -185,6 +185,23 @@ def test_a_chunk_that_is_not_finite_never_enters_the_cache(stepper: Make, poison
     assert loop.cache.num_tokens == 0
 
 
+def test_who_comes_and_is_cancelled_while_a_step_begins_is_not_forgotten(
+    stepper: Make, greedy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = stepper()
+    line_up = loop.scheduler._waiting.line_up
+
+    def line_up_and_be_late(running: Any) -> None:
+        line_up(running)
+        monkeypatch.undo()
+        loop.scheduler.cancel(loop.submit(PROMPT, greedy(50)))
+
+    monkeypatch.setattr(loop.scheduler._waiting, "line_up", line_up_and_be_late)
+    loop.step()
+    loop.step()
+    assert loop.finished[0].finish_reason == "cancelled"
+
+
 def test_cancellation_and_deadline_act_at_the_next_step(stepper: Make, greedy: Make) -> None:
     loop = stepper(max_batch_size=2)
     running = loop.submit(PROMPT, greedy(50))

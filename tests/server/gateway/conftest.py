@@ -160,18 +160,22 @@ class Front(Peer):
 
 
 class Engine(Peer):
-    """Plays the engine: requests and cancellations in, whatever the test sends out."""
+    """Plays the engine: requests, cancellations and tenants' shares in, whatever the test sends out."""
 
     def __init__(self) -> None:
         super().__init__(ipc.GatewayToEngine)
         self.requests: asyncio.Queue[ipc.AddRequest] = asyncio.Queue()
         self.cancelled: asyncio.Queue[int] = asyncio.Queue()
+        self.shares: asyncio.Queue[ipc.SetShares | ipc.DropTenant] = asyncio.Queue()
 
     def received(self, message: ipc.GatewayToEngine) -> None:
-        if isinstance(message, ipc.AddRequest):
-            self.requests.put_nowait(message)
-        else:
-            self.cancelled.put_nowait(message.id)
+        match message:
+            case ipc.AddRequest():
+                self.requests.put_nowait(message)
+            case ipc.CancelRequest():
+                self.cancelled.put_nowait(message.id)
+            case ipc.SetShares() | ipc.DropTenant():
+                self.shares.put_nowait(message)
 
     async def request(self) -> ipc.AddRequest:
         async with asyncio.timeout(SECONDS):

@@ -3,9 +3,11 @@
 import asyncio
 import json
 
+import msgspec
 import pytest
 
 from infer_server import ipc
+from infer_server.contract.document import CacheShare
 from infer_server.contract.report import PodReport
 from infer_server.gateway import gateway, request_task
 
@@ -109,7 +111,7 @@ async def no_series_of(pod, tenant):
 
 async def test_the_engines_snapshot_shows_in_the_metrics(pod, engine, front):
     acme = pod.id_of("acme")
-    engine.send(ipc.Snapshot({"steps": 3.0}, [ipc.TenantCache(acme, 10, 4, 7, 1)]))
+    engine.send(ipc.Snapshot({"steps": 3.0}, [ipc.TenantCache(acme, 10, 4, 7, {"pressure": 1}, 0)]))
     await condition(lambda: shows_steps(pod, 3))
     assert await pod.metric("inferengine_cache_hit_tokens_total", tenant="acme") == 4
     assert await pod.metric("inferengine_kv_tokens", tenant="acme") == 7
@@ -214,6 +216,43 @@ async def test_a_reservation_whose_answer_was_lost_is_given_back(store, pod, eng
     front.submit(b"2")
     engine.finish(await engine.request(), 0)
     assert (await front.outcome(b"2"))[0] == "END"
+
+
+# --- what tenants may have of the engine ------------------------------------------------------------------------------
+async def share(engine):
+    async with asyncio.timeout(20):
+        return await engine.shares.get()
+
+
+async def test_the_engine_is_told_of_shares_that_change_and_of_tenants_that_go(pod, engine, front, entry):
+    acme = pod.id_of("acme")
+    await pod.apply(msgspec.structs.replace(entry(), cache=CacheShare(min_tokens=10, weight=2.0, insert="Deny")))
+    assert (await share(engine)).shares == {
+        acme: {
+            "min_tokens": 10,
+            "max_tokens": None,
+            "weight": 2.0,
+            "ttl_seconds": None,
+            "insert": False,
+            "zero_on_free": False,
+        }
+    }
+    await pod.apply(entry())
+    assert (await share(engine)).shares[acme]["min_tokens"] == 0
+    await pod.apply(msgspec.structs.replace(entry(), uid="another"))
+    assert await share(engine) == ipc.DropTenant(acme), "another tenant of the same name"
+    await pod.apply()
+    assert await share(engine) == ipc.DropTenant(acme)
+    assert engine.shares.empty()
+
+
+async def test_a_new_engine_is_told_of_all_shares(pod, engine, front, entry):
+    await pod.apply(msgspec.structs.replace(entry(), cache=CacheShare(max_tokens=100)))
+    await share(engine)
+    await engine.close()
+    second = await pod.start_engine()
+    assert (await share(second)).shares[pod.id_of("acme")]["max_tokens"] == 100
+    await second.close()
 
 
 # --- what the operator is told ----------------------------------------------------------------------------------------

@@ -6,10 +6,11 @@ BUILDER_PACKAGES=(buildah mmdebstrap libassuan0 libdevmapper1.02.1 libgpg-error0
 BASE_PACKAGES=ca-certificates,python3,python3-venv
 BASE=localhost/base:1
 
-# chroot: the machine's kernel isolates no more than the tests' user, root, may do anyway, and needs no runtime.
+# chroot: needs no container runtime. buildah calls itself with an empty environment, so its libraries are told by a cache of the
+# dynamic linker's that it sees instead of the machine's; LD_LIBRARY_PATH would be lost.
 buildah() {
-  LD_LIBRARY_PATH=$(echo "$PRODUCT"/unpacked/usr/lib/*-linux-gnu) BUILDAH_ISOLATION=chroot \
-    CONTAINERS_CONF=$PRODUCT/empty.conf CONTAINERS_REGISTRIES_CONF=$PRODUCT/empty.conf \
+  BUILDAH_ISOLATION=chroot CONTAINERS_CONF=$PRODUCT/empty.conf CONTAINERS_REGISTRIES_CONF=$PRODUCT/empty.conf \
+    unshare --mount -- sh -c 'mount --bind "$0" /etc/ld.so.cache && exec "$@"' "$PRODUCT/ld.so.cache" \
     "$PRODUCT/unpacked/usr/bin/buildah" --root "$PRODUCT/storage" --runroot "$PRODUCT/run" --storage-driver overlay "$@"
 }
 
@@ -27,6 +28,8 @@ make_builder() {
   (cd "$PRODUCT/downloads" && apt-get -qq -o APT::Sandbox::User=root download "${BUILDER_PACKAGES[@]}") \
     || fail "apt-get could not download ${BUILDER_PACKAGES[*]}: see the lines above; perhaps apt-get update"
   for file in "$PRODUCT"/downloads/*.deb; do dpkg-deb -x "$file" "$PRODUCT/unpacked"; done
+  printf '%s\n' 'include /etc/ld.so.conf' "$(echo "$PRODUCT"/unpacked/usr/lib/*-linux-gnu)" >"$PRODUCT/ld.so.conf"
+  "$(PATH=$PATH:/usr/sbin:/sbin command -v ldconfig)" -X -C "$PRODUCT/ld.so.cache" -f "$PRODUCT/ld.so.conf"
   : >"$PRODUCT/empty.conf"
   echo '{"default": [{"type": "insecureAcceptAnything"}]}' >"$PRODUCT/policy.json"
   PATH="$PRODUCT/unpacked/usr/bin:$PATH" SOURCE_DATE_EPOCH=0 mmdebstrap --quiet --mode=root --variant=minbase --include=$BASE_PACKAGES \

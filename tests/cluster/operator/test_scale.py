@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 600.0
 
 
 async def test_many_come_stay_and_go(home: Any, operators: Any, until: Any, until_leads: Any) -> None:
-    operator = operators(sweep_seconds=2)
+    operator = operators()
     operator.start()
     await until_leads(operator)
     names = [f"r-{number}" for number in range(RESOURCES)]
@@ -50,7 +50,7 @@ async def test_many_come_stay_and_go(home: Any, operators: Any, until: Any, unti
     await at_once([partial(home.delete, RESOURCE, name) for name in names if name != keep])
     stripping: Object = {"metadata": {"finalizers": []}}
     await at_once([partial(home.kube.merge, RESOURCE, home.namespace, name, stripping) for name in sorted(stripped)])
-    operator.start()
+    operators(sweep_seconds=2).start()
 
     async def one_is_left() -> bool:
         return [found["metadata"]["name"] for found in await resources(home)] == [keep]

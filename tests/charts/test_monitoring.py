@@ -39,7 +39,7 @@ def served() -> dict[str, set[str]]:
     tenant.quota_decided("unavailable")
     tenant.started()
     tenant.finished("stop")
-    server.engine.update(ipc.Snapshot({}, [ipc.TenantCache("ns/demo/acme", 1, 1, 1, 1)]))
+    server.engine.update(ipc.Snapshot({}, [ipc.TenantCache("ns/demo/acme", 1, 1, 1, {"pressure": 1}, 0)]))
     operator, store = OperatorMetrics(), Store(lambda key, lane: None)
     operator.observe_queue(lambda: 0.0, lambda: 0.0)
     operator.observe_watches(lambda: {"Pod": 1.0})

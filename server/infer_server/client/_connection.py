@@ -43,7 +43,7 @@ class Connection:
             (zmq.CURVE_SECRETKEY, credentials.client_secret_key.encode()),
             (zmq.RECONNECT_IVL, 50),
             (zmq.RECONNECT_IVL_MAX, 1000),
-            (zmq.CONNECT_TIMEOUT, 5000),
+            (zmq.CONNECT_TIMEOUT, 2000),  # what is not routed yet, such as a new Service, drops the first attempt
             (zmq.HANDSHAKE_IVL, 5000),
             (zmq.IMMEDIATE, 1),  # nothing is queued for a connection that does not exist
             (zmq.PROBE_ROUTER, 1),  # makes the server greet each new connection, also one that libzmq made by itself

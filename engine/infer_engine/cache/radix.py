@@ -201,6 +201,9 @@ class RadixCache:
         other, the last of a turn trimmed from its end, so exactly as many are freed as asked. Asking for one token at a time
         copies a long leaf each time: ask for a batch.
         """
+        only = self.shares.only
+        if only is not None and only.name == group:  # nobody else's turn: a third of the time
+            return self.evict_from(only, num_tokens, "pressure")
         freed = array("i")
         for _, slots in self.evict_in_turns(num_tokens, group):
             freed += slots
@@ -222,13 +225,22 @@ class RadixCache:
         """`evict` from one group, whatever its share."""
         freed = array("i")
         order = group.order
-        while (num_missing := num_tokens - len(freed)) > 0:
+        num_missing = num_tokens
+        while num_missing > 0:
             leaf = order.victim()
             if leaf is None:
                 break
-            if len(leaf.slots) > num_missing:
-                self._split(leaf, len(leaf.slots) - num_missing)
-            freed += self._take_out(leaf, cause)
+            num_leaf = len(leaf.slots)
+            if num_leaf > num_missing:
+                self._split(leaf, num_leaf - num_missing)
+                num_leaf = num_missing
+            self._take_out(leaf, num_leaf)
+            num_missing -= num_leaf
+            freed += leaf.slots
+        num_freed = len(freed)
+        group.num_tokens -= num_freed
+        group.num_evicted[cause] += num_freed
+        self._num_tokens -= num_freed
         return freed
 
     def expire(self, group: ShareGroup, before: float) -> array[int]:
@@ -236,27 +248,25 @@ class RadixCache:
         freed = array("i")
         for node in group.order.nodes():  # each after its children
             if node.used_at < before and not node.children:
-                freed += self._take_out(node, "ttl")
+                self._take_out(node, len(node.slots))
+                freed += node.slots
+        num_freed = len(freed)
+        group.num_tokens -= num_freed
+        group.num_evicted["ttl"] += num_freed
+        self._num_tokens -= num_freed
         return freed
 
-    def _take_out(self, leaf: Node, cause: EvictionCause) -> array[int]:
-        """An unlocked leaf leaves the tree."""
-        slots = leaf.slots
-        num_tokens = len(slots)
+    def _take_out(self, leaf: Node, num_tokens: int) -> None:
+        """An unlocked leaf, of so many tokens, leaves the tree. What its group and the cache have is counted by the caller."""
         root = leaf.root
-        group = root.group
         root.order.remove(leaf)
         leaf.lock_ref = EVICTED  # it keeps its parent: a handle whose prefix ended above still finds it
         siblings = leaf.parent.children
         del siblings[leaf.key[:TOKEN_BYTES]]
         root.num_tokens -= num_tokens
-        group.num_tokens -= num_tokens
-        group.num_evicted[cause] += num_tokens
-        self._num_tokens -= num_tokens
         self._num_nodes -= 1
         if not siblings and not root.children:
             self._retire_if_empty(root)
-        return slots
 
     def drop_namespace(self, namespace: str) -> array[int]:
         """Forget the namespace at once: nothing matches in it any more, and its handles are stale. Unknown names do nothing.

@@ -72,6 +72,11 @@ class ShareGroup:
         return self.num_tokens - self.num_protected_tokens
 
     @property
+    def num_pinned(self) -> int:
+        """What its requests use now: nothing but their end frees it."""
+        return self.num_protected_tokens + self.num_running_tokens
+
+    @property
     def is_within_minimum(self) -> bool:
         return self.num_held <= self.share.min_tokens
 
@@ -85,7 +90,7 @@ class ShareGroup:
         """How many more tokens may run, with what of its own can be evicted for them; None: no limit of its own."""
         if self.share.max_tokens is None:
             return None
-        return self.share.max_tokens - self.num_held + self.num_evictable
+        return self.share.max_tokens - self.num_pinned
 
     @property
     def over(self) -> float:
@@ -116,11 +121,15 @@ class Shares:
     def __init__(self, new_order: Callable[[], EvictionPolicy]) -> None:
         self._new_order = new_order
         self._groups: dict[str, ShareGroup] = {}
+        self.only: ShareGroup | None = None
+        """the one that there is, while there is one; written here"""
 
     def __getitem__(self, name: str) -> ShareGroup:
         group = self._groups.get(name)
         if group is None:
-            group = self._groups[name] = ShareGroup(name, self._new_order())
+            group = ShareGroup(name, self._new_order())
+            self.only = None if self._groups else group
+            self._groups[name] = group
         return group
 
     def peek(self, name: str) -> ShareGroup:

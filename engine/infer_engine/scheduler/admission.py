@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
 from infer_engine.scheduler.fairness import AdmissionPolicy
-from infer_engine.scheduler.lines import Line
+from infer_engine.scheduler.lines import MAX_OVERTAKEN, Line
 from infer_engine.scheduler.sequence import Sequence
 
 
@@ -20,12 +20,16 @@ class WaitingQueue:
         """num_matched: how many leading tokens of a request are in the prefix cache now."""
         self._policy = policy
         self._num_matched = num_matched
+        self._matched: dict[int, int] = {}
+        """request id -> what `num_matched` gave in this step. Nothing enters the cache while requests are chosen."""
         self._arrivals: deque[Sequence] = (
             deque()
         )  # appended to by any thread, emptied by the step loop: both are atomic
         self._lines: dict[str, Line] = {}  # none of them is empty
         self._num_in_lines = 0
         self._next: Sequence | None = None  # chosen, not admitted yet
+        self._preferred: Sequence | None = None  # goes before it in this step
+        self._num_preferred = 0  # to the one that is next
         self._passed_over: set[str] = set()  # tenants whose requests can't be admitted in this step
 
     def __len__(self) -> int:
@@ -41,6 +45,8 @@ class WaitingQueue:
     def line_up(self, running: Collection[Sequence]) -> None:
         """A step begins: take the arrivals into their lines. `running`: who runs now."""
         self._passed_over.clear()
+        self._preferred = None
+        self._matched.clear()
         if not self._arrivals:
             return
         busy = {sequence.tenant for sequence in running}
@@ -61,18 +67,33 @@ class WaitingQueue:
 
     def peek(self) -> Sequence | None:
         """The next to admit. One that does not fit yet keeps its turn, until another of its tenant is put back."""
+        if self._preferred is not None:
+            return self._preferred
         if self._next is None:
+            self._num_preferred = 0
             lines = self._lines
             if self._passed_over:
                 lines = {tenant: line for tenant, line in lines.items() if tenant not in self._passed_over}
             if lines:
-                self._next = self._policy.choose(lines, self._num_matched)
+                self._next = self._policy.choose(lines, self._matched_in_step)
         return self._next
+
+    def prefer_one(self, has_precedence: Callable[[Sequence], bool]) -> None:
+        """In this step the first of a line goes before the next one, which waits for room; so often that it does not starve."""
+        if self._num_preferred < MAX_OVERTAKEN:
+            firsts = (line.first for line in self._lines.values())
+            self._preferred = next(
+                (first for first in firsts if first is not self._next and has_precedence(first)), None
+            )
+            self._num_preferred += self._preferred is not None
 
     def pass_over(self, sequence: Sequence) -> None:
         """Its tenant can't have it now, which is no reason for others to wait: choose among theirs until the next step."""
         self._passed_over.add(sequence.tenant)
-        self._next = None
+        if sequence is self._preferred:
+            self._preferred = None
+        else:
+            self._next = None
 
     def remove(self, sequence: Sequence) -> bool:
         """Take it out of its line, admitted or ended; whether it stood there."""
@@ -84,7 +105,15 @@ class WaitingQueue:
             del self._lines[sequence.tenant]
         if sequence is self._next:
             self._next = None
+        if sequence is self._preferred:
+            self._preferred = None
         return True
+
+    def _matched_in_step(self, sequence: Sequence) -> int:
+        num_matched = self._matched.get(sequence.request_id)
+        if num_matched is None:
+            num_matched = self._matched[sequence.request_id] = self._num_matched(sequence)
+        return num_matched
 
     def _line(self, tenant: str) -> Line:
         line = self._lines.get(tenant)

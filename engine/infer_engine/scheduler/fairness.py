@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from infer_engine.config import SchedulingPolicy
-from infer_engine.scheduler.lines import Line
+from infer_engine.scheduler.lines import MAX_OVERTAKEN, Line
 from infer_engine.scheduler.sequence import Sequence
 
 PROMPT_COST = 1.0
@@ -72,10 +72,16 @@ class FirstCome:
 
 
 class LongestPrefix(FirstCome):
-    """O(candidates) matches a choice; of equals, the oldest."""
+    """O(candidates) matches a choice; of equals, the oldest. At most MAX_OVERTAKEN in a row go before the oldest of all."""
+
+    def __init__(self) -> None:
+        self._num_overtaken = 0
 
     def choose(self, lines: Lines, matched: Matched) -> Sequence:
-        return _longest(lines.values(), matched)
+        oldest = super().choose(lines, matched)
+        chosen = oldest if self._num_overtaken >= MAX_OVERTAKEN else _longest(lines.values(), matched)
+        self._num_overtaken = 0 if chosen is oldest else self._num_overtaken + 1
+        return chosen
 
 
 class VirtualTokenCounter:
@@ -132,7 +138,9 @@ class DeficitLongestPrefix:
 
     def _account(self, tenant: str) -> _Account:
         """With this round's quantum in it."""
-        account = self._accounts.setdefault(tenant, _Account(0.0, self._round - 1))
+        account = self._accounts.get(tenant)
+        if account is None:
+            account = self._accounts[tenant] = _Account(0.0, self._round - 1)
         if account.round < self._round:
             account.deficit = self._after(account, self._round - 1) + self._quantum
             account.round = self._round
@@ -153,7 +161,8 @@ class DeficitLongestPrefix:
         pass
 
     def charge(self, tenant: str, cost: float) -> None:
-        self._account(tenant).deficit -= cost / self._weight(tenant)
+        account = self._account(tenant)
+        account.deficit = min(self._quantum, account.deficit - cost / self._weight(tenant))
 
     def most_served(self, tenants: Iterable[str]) -> str | None:
         return min(tenants, key=lambda tenant: self._account(tenant).deficit)
@@ -173,13 +182,16 @@ def _age(sequence: Sequence) -> int:
 
 def _longest(lines: Collection[Line], matched: Matched) -> Sequence:
     """Of equals the oldest. But first those that were promised it."""
-    due = [line.first for line in lines if line.first_is_due]
-    if due:
-        return min(due, key=_age)
-    candidates = [candidate for line in lines for candidate in line.candidates()]
-    if len(candidates) == 1:
-        return candidates[0]
-    return max(candidates, key=lambda candidate: (matched(candidate), -_age(candidate)))
+    best: Sequence | None = None
+    best_rank = (False, 0, 0)
+    for line in lines:
+        candidates, is_due = ((line.first,), True) if line.first_is_due else (line.candidates(), False)
+        for candidate in candidates:
+            rank = (is_due, 0 if is_due else matched(candidate), -_age(candidate))
+            if best is None or rank > best_rank:
+                best, best_rank = candidate, rank
+    assert best is not None, "no line is empty"
+    return best
 
 
 POLICIES: dict[SchedulingPolicy, Callable[[Callable[[str], float]], AdmissionPolicy]] = {

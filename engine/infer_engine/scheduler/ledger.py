@@ -108,17 +108,42 @@ class SlotLedger:
         room = group.num_room
         if room is not None and num_wanted + promised.get(tenant, 0) > room:
             return Verdict.SHARE_FULL
-        if num_wanted + sum(promised.values()) > self.num_obtainable(tenant):
+        if num_wanted + self._num_promised(promised, tenant) > self.num_obtainable(tenant):
             return Verdict.POOL_FULL
         return Verdict.ADMITTED
 
+    def _num_promised(self, promised: Mapping[str, int], asker: str) -> int:
+        """What stands before the asker's wish. What others can pay out of their own minima is none of it."""
+        num_promised = 0
+        for tenant, num_tokens in promised.items():
+            group = self._cache.shares[tenant]
+            num_promised += max(0, num_tokens - (group.num_evictable - group.num_payable(asker)))
+        return num_promised
+
+    def is_hopeless(self, sequence: Sequence) -> bool:
+        """Whether the pool can't take it even when all that runs is done, beside what others have of their minima now."""
+        num_kept = 0
+        for group in self._cache.shares.groups():
+            if group.share.min_tokens and group.name != sequence.tenant:
+                stays = self._use_cache and group.share.insert
+                num_left = group.num_held if stays else group.num_tokens
+                num_kept += min(group.share.min_tokens, num_left)
+        return sequence.num_tokens > self._allocator.num_slots - num_kept
+
+    def has_room_in_minimum(self, sequence: Sequence) -> bool:
+        """Whether its tenant's minimum has room for a request which waits, with what it can evict of its own."""
+        group = self.group(sequence)
+        if sequence.num_tokens > group.share.min_tokens:
+            return False
+        num_beside = min(group.num_pinned, group.num_held - self.num_matched(sequence))
+        return num_beside + sequence.num_tokens <= group.share.min_tokens
+
     def num_missing(self, sequence: Sequence, promised: Mapping[str, int]) -> int:
         """Slots that the pool lacks for a request which waits, if its tenant's minimum has room for it; else 0."""
-        group = self.group(sequence)
-        num_wanted = sequence.num_tokens - self.num_matched(sequence)
-        if group.num_held + num_wanted > group.share.min_tokens:
+        if not self.has_room_in_minimum(sequence):
             return 0
-        return max(0, num_wanted + sum(promised.values()) - self.num_obtainable(sequence.tenant))
+        num_wanted = sequence.num_tokens - self.num_matched(sequence)
+        return max(0, num_wanted + self._num_promised(promised, sequence.tenant) - self.num_obtainable(sequence.tenant))
 
     def grow(self, sequence: Sequence, num_wanted: int) -> int:
         """Give the sequence up to `num_wanted` more slots, evicting where needed; how many it got, possibly 0."""

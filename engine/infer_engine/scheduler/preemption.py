@@ -2,7 +2,8 @@
 
 In: running sequences, oldest admission first, and who needs slots. Out: the one to retract.
 
-    P1  a tenant that holds no more than its minimum is never retracted for another
+    P1  a tenant whose requests use no more than its minimum is never retracted for another: what else it holds is cached, and
+        can be had without
     P2  a tenant at its own maximum is helped by its own requests only
     P3  of those that may be retracted, it is the youngest of the tenant that was served most
 """
@@ -43,4 +44,8 @@ class Preemption:
         return next(one for one in reversed(givers) if one.tenant == most.name)
 
     def _givers(self, candidates: Ordered[Sequence], asker: str) -> list[Sequence]:
-        return [one for one in candidates if one.tenant != asker and not self._group(one).is_within_minimum]  # keeps P1
+        return [
+            one
+            for one in candidates
+            if one.tenant != asker and self._group(one).num_pinned > self._group(one).share.min_tokens
+        ]  # keeps P1

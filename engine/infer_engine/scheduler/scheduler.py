@@ -67,6 +67,7 @@ class Scheduler:
         self._preemption = Preemption(self._ledger.group, self._policy.most_served)
         self._waiting = WaitingQueue(self._policy, self._ledger.num_matched)
         self._running: list[Sequence] = []  # oldest admission first
+        self._blocking: Sequence | None = None  # waits for room in the pool, and the others for it
         self._cancelled: set[int] = set()
         self._cancelled_mutex = threading.Lock()
         self._events: list[tuple[Sequence, Event]] = []
@@ -250,7 +251,10 @@ class Scheduler:
                 reason = "deadline"
             else:
                 continue
+            is_blocking = sequence is self._blocking
             if self._waiting.remove(sequence):
+                if is_blocking and sequence.admitted_at is None:  # else it could be done again for nothing
+                    self._policy.charge(sequence.tenant, PROMPT_COST * sequence.num_prompt_tokens)
                 self._end(sequence, reason, None)
             else:
                 self._end_running(sequence, reason, None, keep=True)
@@ -291,6 +295,9 @@ class Scheduler:
     def _reclaim(self) -> None:
         """A request that its tenant's minimum has room for is admitted, whoever must be retracted for it."""
         sequence = self._waiting.peek()
+        if sequence is not None and sequence is self._blocking:
+            self._waiting.prefer_one(self._ledger.has_room_in_minimum)
+            sequence = self._waiting.peek()
         while sequence is not None and self._ledger.num_missing(sequence, self._promised()) > 0:
             giver = self._preemption.giver(self._running, sequence.tenant)
             if giver is None:
@@ -315,6 +322,7 @@ class Scheduler:
     def _admit_waiting(self, works: list[Work], budget: int) -> None:
         """Admit while there is a row, budget, and room for the whole of what is known of the next request."""
         promised = self._promised()
+        self._blocking = None
         while budget and self._ledger.num_free_rows:
             sequence = self._waiting.peek()
             if sequence is None:
@@ -324,15 +332,20 @@ class Scheduler:
                 budget -= self._begin(sequence, budget, works)
                 num_left = max(1, sequence.num_tokens - sequence.num_slots)
                 promised[sequence.tenant] = promised.get(sequence.tenant, 0) + num_left
-            elif not any(running.tenant == sequence.tenant for running in self._running) and (
-                verdict is Verdict.SHARE_FULL or not self._running
-            ):  # all that may be evicted for it is, and it still does not fit
+            elif self._never_fits(sequence, verdict):
                 self._waiting.remove(sequence)
                 self._end(sequence, "error", self._out_of_slots(sequence))
             elif verdict is Verdict.SHARE_FULL:
                 self._waiting.pass_over(sequence)
             else:
+                self._blocking = sequence
                 return
+
+    def _never_fits(self, sequence: Sequence, verdict: Verdict) -> bool:
+        """All that may be evicted for it is, and to wait would not help."""
+        if verdict is Verdict.SHARE_FULL:
+            return not any(running.tenant == sequence.tenant for running in self._running)
+        return not self._running or self._ledger.is_hopeless(sequence)
 
     def _begin(self, sequence: Sequence, budget: int, works: list[Work]) -> int:
         """The first chunk of an admitted request; how many tokens it has."""

@@ -20,6 +20,7 @@ from infer_operator.metrics import Metrics
 from infer_operator.rounds import LOOK_SECONDS
 from infer_operator.state import Key, Resource
 from infer_operator.store import Store
+from infer_operator.store_url import checked
 from infer_server.contract.store import DocumentStore, StoreUnavailableError, connection
 from infer_server.contract.sweep import StoreSweep
 
@@ -235,7 +236,12 @@ class Cluster:
             raise StoreUnavailableError(
                 f"Secret {key.namespace}/{reference.name} with {reference.key} is not there: make it"
             )
-        return base64.b64decode(encoded).decode(errors="replace").strip()
+        try:
+            return checked(base64.b64decode(encoded).decode(errors="replace").strip())
+        except ValueError as error:
+            raise StoreUnavailableError(
+                f"Secret {key.namespace}/{reference.name}, {reference.key}: the quota store's URL is wrong: {error}"
+            ) from error
 
     def _embedded_url(self, key: Key, resource: Resource, keys: secret.Keys) -> str:
         """By the Service's address: the operator may run where the cluster's names don't resolve."""

@@ -8,6 +8,7 @@ a store may let a user see those and no others (charts/valkey), and what such a 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from infer_server.contract.keys import OPERATOR, PREFIX, operator_key
 from infer_server.contract.store import StoreUnavailableError
 
 TIMEOUT_SECONDS = 2.0
+SCAN_SECONDS = 60.0
+"""A store is somebody else's program: one that never comes to an end of its keys is left."""
+MAX_KEYS = 1_000_000
 BATCH = 500
 
 Place = tuple[str, str]
@@ -29,7 +33,7 @@ Place = tuple[str, str]
 class StoreSweep:
     """One store as one operator sees it. One event loop uses it; `close()` gives its connections back."""
 
-    def __init__(self, url: str, operator_id: str) -> None:
+    def __init__(self, url: str, operator_id: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._redis: Any = Redis.from_url(
             url,
             socket_timeout=TIMEOUT_SECONDS,
@@ -38,6 +42,7 @@ class StoreSweep:
             decode_responses=True,
         )
         self._operator_id = operator_id
+        self._clock = clock
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -95,8 +100,18 @@ class StoreSweep:
 
     async def _keys(self, pattern: str) -> list[str]:
         """Names of namespaces, deployments and tenants hold no character that is special in a pattern."""
-        with _as_unavailable():
-            return [key async for key in self._redis.scan_iter(match=f"{PREFIX}:{pattern}", count=BATCH)]
+        keys: list[str] = []
+        cursor, until = 0, self._clock() + SCAN_SECONDS
+        while True:
+            with _as_unavailable():
+                cursor, page = await self._redis.scan(cursor, match=f"{PREFIX}:{pattern}", count=BATCH)
+            keys += page
+            if cursor == 0:
+                return keys
+            if self._clock() > until or len(keys) > MAX_KEYS:
+                raise StoreUnavailableError(
+                    f"the store does not come to an end of its keys ({MAX_KEYS} or {SCAN_SECONDS:g} s)"
+                )
 
     async def _unlink(self, keys: list[str]) -> int:
         """One by one in a pipeline: a cluster takes no call over several hash tags. Our notes last: the rest is ours by them."""

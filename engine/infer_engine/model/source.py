@@ -18,7 +18,7 @@ from pathlib import Path
 
 from infer_engine.errors import ModelLoadError
 from infer_engine.model.fetch import download
-from infer_engine.model.fetch.digest import check_form, require
+from infer_engine.model.fetch.digest import check_form, is_model_file, require
 from infer_engine.model.fingerprint import file_fingerprint
 
 HTTP_TOKEN = "INFERENGINE_HTTP_TOKEN"
@@ -110,11 +110,15 @@ def inspect_checkpoint(directory: Path) -> Checkpoint:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            elsewhere = [name for name in names if not is_model_file(name)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelLoadError(f"{index}: not a readable index of weights; fetch the model again") from error
+        if elsewhere:  # no digest would be over it
+            raise ModelLoadError(f"{index}: names {elsewhere[0]!r}; must name .safetensors files beside it")
         weights = tuple(directory / name for name in names)
     else:
-        weights = tuple(sorted(directory.glob("model*.safetensors")) or sorted(directory.glob("*.safetensors")))
+        found = sorted(file for file in directory.glob("*.safetensors") if is_model_file(file.name))
+        weights = tuple([file for file in found if file.name.startswith("model")] or found)
     if not weights:
         pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern))
         reason = f"only pickled weights ({pickled[0]}), which are refused" if pickled else "no .safetensors file"

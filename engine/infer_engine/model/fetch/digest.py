@@ -6,6 +6,7 @@ Of a file: SHA-256 of its bytes, what `sha256sum FILE` prints. Of a directory: S
 
 prints in it (patterns without a match left out): for each such file, hidden ones not counted, a line of 64 hex digits, two
 spaces and the name, in the order of the names' bytes. Files of other names and folders don't count: nothing is read from them.
+Nor do names with a line break or a backslash, which would let one name read as two lines.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from infer_engine.errors import DigestMismatchError, ModelLoadError
 
 # Files of a repository that a model needs; anything in sub-folders is another format of the same
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+_SPECIAL = frozenset("/\\\r\n")
 _FORM = re.compile(r"sha256:[0-9a-f]{64}")
 _THREADS = 4  # hashing lets other threads run, and is about as fast as a disk
 
 
 def is_model_file(name: str) -> bool:
     """Whether a file of that name is part of a model's directory."""
-    return not name.startswith(".") and any(fnmatch.fnmatchcase(name, pattern) for pattern in PATTERNS)
+    if name.startswith(".") or not _SPECIAL.isdisjoint(name):
+        return False
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in PATTERNS)
 
 
 def check_form(digest: str) -> None:

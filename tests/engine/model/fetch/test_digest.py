@@ -12,7 +12,7 @@ import pytest
 
 from infer_engine.errors import DigestMismatchError, ModelLoadError
 from infer_engine.model.fetch.digest import PATTERNS, content_digest
-from infer_engine.model.source import resolve_model
+from infer_engine.model.source import inspect_checkpoint, resolve_model
 
 PIPELINE = f"LC_ALL=C sha256sum {' '.join(PATTERNS)} 2>/dev/null | LC_ALL=C sort -k 2 | sha256sum"
 
@@ -79,3 +79,45 @@ def test_the_command_prints_it_and_keeps_to_it(directory: Path, fetches: Any, tm
     code, printed, said = fetches.run("--expect", other, "--link", str(link), str(directory))
     assert (code, printed, link.is_symlink()) == (3, "", False)
     assert said.splitlines()[-1].startswith(f"inferengine fetch: {directory}: its digest is {digest}")
+
+
+def test_one_name_never_reads_as_two_files(directory: Path) -> None:
+    """Without its template a model answers otherwise: that must not be the same digest."""
+    (directory / "chat_template.jinja").write_text("{{ 'hello' }}")
+    before = content_digest(directory)
+    first = directory / "a.json"
+    first.write_text("{}")
+    both = content_digest(directory)
+    template = directory / "chat_template.jinja"
+    line = f"{hashlib.sha256(template.read_bytes()).hexdigest()}  {template.name}"
+    template.unlink()
+    first.rename(directory / f"a.json\n{line}")
+    assert content_digest(directory) not in (before, both)
+
+
+@pytest.mark.parametrize("name", [".added.safetensors", "a\n.safetensors", "a\\.safetensors"])
+def test_weights_that_no_digest_is_over_are_not_read(directory: Path, name: str) -> None:
+    (directory / "model.safetensors.index.json").unlink(missing_ok=True)
+    weights, *others = directory.glob("*.safetensors")
+    weights.rename(directory / "weights.safetensors")
+    for other in others:
+        other.unlink()
+    digest = content_digest(directory)
+    (directory / name).write_bytes((directory / "weights.safetensors").read_bytes())
+    assert content_digest(directory) == digest
+    assert [file.name for file in inspect_checkpoint(directory).weights] == ["weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name", ['"sub/a.safetensors"', '"/etc/a.safetensors"', '"../a.safetensors"', '".a.safetensors"', '"a.bin"']
+)
+def test_an_index_leads_nowhere_else(directory: Path, name: str) -> None:
+    (directory / "model.safetensors.index.json").write_text(f'{{"weight_map": {{"x": {name}}}}}')
+    with pytest.raises(ModelLoadError, match=r"must name \.safetensors files beside it"):
+        inspect_checkpoint(directory)
+
+
+def test_an_index_of_something_else(directory: Path) -> None:
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"x": 5}}')
+    with pytest.raises(ModelLoadError, match="not a readable index"):
+        inspect_checkpoint(directory)

@@ -50,6 +50,10 @@ class CacheShare(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     zero_on_free: bool = False
     """Overwrite its keys and values before another's may lie there."""
 
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
+            raise ValueError(f"maxTokens: got {self.max_tokens}; must be at least minTokens ({self.min_tokens})")
+
 
 class TenantEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     name: Name

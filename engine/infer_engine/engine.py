@@ -113,6 +113,7 @@ class InferenceEngine:
                 self._scheduler.abort(batch, model_failure(error))
             else:
                 self._scheduler.update(batch, sampled)
+            self._overwrite_freed()  # who ends may have been the last for long
             seconds = self._clock() - started_at
             self._stats.record_step(seconds, batch.num_prefill_tokens, batch.num_decode_tokens)
         self._publish()

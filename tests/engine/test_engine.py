@@ -436,6 +436,19 @@ def test_a_dropped_tenant_leaves_no_key_or_value_behind(arithmetic: Any) -> None
         assert int(written.abs().sum()) == 0
 
 
+def test_what_the_last_request_freed_is_overwritten_before_its_end_is_told(arithmetic: Any) -> None:
+    with InferenceEngine(arithmetic(), EngineConfig(max_cache_tokens=256)) as engine:
+        engine.set_shares({"private": Share(insert=False, zero_on_free=True)})
+        engine.generate(
+            [[1, 2, 3, 4, 5]],
+            SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True),
+            namespace="private",
+            tenant="private",
+        )
+        assert engine.cache_usage_by_tenant()["private"].kv_tokens == 0
+        assert int(engine._pool.keys[0][:8].abs().sum()) == 0
+
+
 def test_an_idle_engine_lets_go_of_what_has_outlived_its_time(arithmetic: Any) -> None:
     with InferenceEngine(arithmetic(), EngineConfig(max_cache_tokens=256)) as engine:
         engine.set_shares({"brief": Share(ttl_seconds=1)})

@@ -85,8 +85,16 @@ class Web:
         return [config, *weights, *rest]
 
     def _shards(self, index: RemoteFile) -> list[str]:
-        with self._open(self._url(INDEX), {}) as response:
-            content = response.read(_MAX_INDEX_BYTES)
+        """Raises TransientError, ChangedError or ModelLoadError."""
+        if index.size > _MAX_INDEX_BYTES:
+            raise ModelLoadError(f"{self._shown(INDEX)}: {index.size} bytes is no index of weights")
+        content = bytearray()
+        for chunk in self.read(index, 0)[1]:
+            content += chunk
+            if len(content) > index.size:
+                raise ChangedError(f"{INDEX} is longer than {index.size} bytes")
+        if len(content) < index.size:
+            raise TransientError(f"{self._shown(INDEX)}: the connection ended early")
         try:
             names = sorted(set(json.loads(content)["weight_map"].values()))
             wrong = [name for name in names if not _SHARD.fullmatch(name)]

@@ -52,6 +52,8 @@ class Website(ThreadingHTTPServer):
         self.stalled = threading.Event()
         self.going_on = threading.Event()
         self.has_ranges = True
+        self.skips = 0
+        """Answers to an open range begin so much later than it."""
         self.redirects: dict[str, tuple[int, str]] = {}
         self.headers: dict[str, str] = {}
         """beside the usual ones, or instead"""
@@ -92,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted is None or not current or not site.has_ranges:
             return self._send(200, content, headers)
         start, end = int(wanted[1]), min(int(wanted[2] or len(content)) + 1, len(content))
+        if not wanted[2]:
+            start += site.skips
         if start >= len(content):
             return self._send(416, b"", headers)
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"

@@ -55,6 +55,15 @@ def test_a_server_without_ranges_begins_again(website: Any, file: bytes) -> None
     assert fetch(f"{website.url}/m.gguf").read_bytes() == file
 
 
+def test_a_server_that_skips_leaves_no_hole(website: Any, file: bytes, cache: Path) -> None:
+    website.cuts = [MB]
+    website.skips = MB
+    with pytest.raises(ModelLoadError, match=f"the server sends from byte {2 * MB} where {MB} was asked for"):
+        fetch(f"{website.url}/m.gguf")
+    website.skips = 0
+    assert fetch(f"{website.url}/m.gguf").read_bytes() == file
+
+
 def test_a_killed_process_s_work_is_not_lost(website: Any, file: bytes, fetches: Any) -> None:
     website.stall_at = MB
     process = fetches.start("--digest", f"{website.url}/m.gguf")
@@ -227,6 +236,15 @@ def test_an_interrupted_directory_keeps_its_finished_files(
     before = len(website.fetched("/tiny/config.json"))
     assert (fetch(f"{website.url}/tiny") / shards[0]).read_bytes() == model_files[shards[0]]
     assert len(website.fetched("/tiny/config.json")) == before
+
+
+def test_an_index_that_breaks_off_is_asked_for_again(website: Any, model_files: dict[str, bytes], cache: Path) -> None:
+    website.files |= {f"/tiny/{name}": data for name, data in model_files.items()}
+    index = "/tiny/model.safetensors.index.json"
+    website.files[index] += b" " * (2 * MB)  # longer than all else: this one is cut
+    website.cuts = [MB]
+    assert (fetch(f"{website.url}/tiny") / "config.json").read_bytes() == model_files["config.json"]
+    assert website.fetched(index)[:2] == [None, None]
 
 
 @pytest.mark.parametrize(

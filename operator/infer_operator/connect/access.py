@@ -116,9 +116,8 @@ async def why_no_pod(kube: Kube, access: Access) -> str:
 
 async def why_no_endpoint(kube: Kube, access: Access, pod: str) -> str:
     found = await _read_if_allowed(kube, access.namespace, access.deployment)
-    suspended = found is not None and any(one.get("suspend") for one in _named(found, access.tenant))
-    if suspended:
-        return f"tenant {access.tenant!r} of {access.deployment} is suspended"
+    if found is not None and _is_suspended(found, access.tenant):
+        return _suspended(access.deployment, access.tenant)
     return (
         f"pod {pod} has no endpoint for tenant {access.tenant!r} on port {access.port}: it may be suspended, or the pod is "
         "about to end: try again"
@@ -136,9 +135,12 @@ async def _deployment_of(kube: Kube, namespace: str, tenant: str) -> str:
     right = f"list {RESOURCE.plural}.{m.GROUP}"
     way_out = f"name the deployment: inferengine connect DEPLOYMENT --tenant {tenant}"
     resources, _ = await allowed(namespace, right, kube.list(RESOURCE, "", namespace), way_out)
-    having = [one["metadata"]["name"] for one in resources if tenant in _tenants(one)]
+    found = [one for one in resources if _named(one, tenant)]
+    having = [str(one["metadata"]["name"]) for one in found]
     if len(having) == 1:
-        return str(having[0])
+        if _is_suspended(found[0], tenant):  # pods may not have heard of it yet
+            raise ConnectError(_suspended(having[0], tenant))
+        return having[0]
     if having:
         raise ConnectError(
             f"tenant {tenant!r} is in several deployments of namespace {namespace}: name {_sorted(having)}"
@@ -167,6 +169,14 @@ async def _why_no_secret(kube: Kube, namespace: str, name: str, tenant: str) -> 
 
 def _named(resource: Object, tenant: str) -> list[Object]:
     return [one for one in resource["spec"]["tenants"] if one["name"] == tenant]
+
+
+def _is_suspended(resource: Object, tenant: str) -> bool:
+    return any(one.get("suspend") for one in _named(resource, tenant))
+
+
+def _suspended(deployment: str, tenant: str) -> str:
+    return f"tenant {tenant!r} of {deployment} is suspended"
 
 
 def _tenants(resource: Object) -> list[str]:

@@ -313,8 +313,6 @@ def _download(remote: Remote, file: RemoteFile, partial: Path, stop: threading.E
 
 def _append(remote: Remote, file: RemoteFile, path: Path, have: int, stop: threading.Event) -> None:
     start, stream = remote.read(file, have)
-    if start not in (0, have):  # would leave a hole
-        raise TransientError(f"{file.name}: the server sends from byte {start} where {have} was asked for")
     with path.open("r+b") as out:
         out.seek(start)
         out.truncate()

@@ -143,7 +143,13 @@ class Web:
         if _version(response.headers) != file.version or _total(response) not in (None, file.size):
             response.close()
             raise ChangedError(f"{file.name} has changed")
-        return (_first(response) if response.status == 206 else 0), _chunks(response, self._shown(file.name))
+        first = _first(response) if response.status == 206 else 0
+        if first not in (0, start):  # it would leave a hole
+            response.close()
+            raise TransientError(
+                f"{self._shown(file.name)}: the server sends from byte {first} where {start} was asked for"
+            )
+        return first, _chunks(response, self._shown(file.name))
 
     def _url(self, name: str) -> str:
         return self._base if self.single else self._base + quote(name)

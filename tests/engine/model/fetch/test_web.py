@@ -241,7 +241,7 @@ def test_an_interrupted_directory_keeps_its_finished_files(
 def test_an_index_that_breaks_off_is_asked_for_again(website: Any, model_files: dict[str, bytes], cache: Path) -> None:
     website.files |= {f"/tiny/{name}": data for name, data in model_files.items()}
     index = "/tiny/model.safetensors.index.json"
-    website.files[index] += b" " * (2 * MB)  # longer than all else: this one is cut
+    website.files[index] = b" " * (2 * MB) + website.files[index]  # longer than all else: this one is cut
     website.cuts = [MB]
     assert (fetch(f"{website.url}/tiny") / "config.json").read_bytes() == model_files["config.json"]
     assert website.fetched(index)[:2] == [None, None]

@@ -11,6 +11,9 @@ Shortage: a sequence that gets no slot first retracts others that are not yet in
 most the youngest (their prefix stays in the cache, they wait at the front of their line). One whose own turn it is sits the
 step out: those before it still move, so the batch is not empty. One that is alone and gets nothing can never go on, and ends
 with `out_of_kv_slots`.
+
+One that waits for room keeps its turn, and the others wait for it, except (a few) whose tenants' minima have room for them. It
+pays for its turn also if it is cancelled before it runs; and it ends at once if others' minima leave no room for it ever.
 """
 
 from __future__ import annotations

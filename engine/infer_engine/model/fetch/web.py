@@ -49,7 +49,13 @@ _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 class Web:
     def __init__(self, uri: str, token: str | None) -> None:
         """`token`: sent as a bearer token to the server that the URI names. Raises ModelLoadError."""
-        parts = urlsplit(uri)
+        try:
+            parts = urlsplit(uri)
+            _origin(parts)
+        except ValueError as error:
+            raise ModelLoadError(
+                "an http(s) URL with no usable host and port: must be http(s)://HOST[:PORT]/PATH"
+            ) from error
         self.uri = uri.rstrip("/")
         self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # a query may be a signature
         if not parts.hostname or "@" in parts.netloc:

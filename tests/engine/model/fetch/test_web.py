@@ -274,6 +274,12 @@ def test_what_is_no_model(website: Any, cache: Path, path: str, message: str) ->
         fetch(f"{website.url}{path}")
 
 
+@pytest.mark.parametrize("url", ["https://h:99999/m.gguf", "https://h:x/m.gguf", "https://[h/m.gguf"])
+def test_a_host_or_port_that_is_none(url: str) -> None:
+    with pytest.raises(ModelLoadError, match="no usable host and port"):
+        web.Web(url, None)
+
+
 def test_a_password_is_not_repeated() -> None:
     with pytest.raises(ModelLoadError, match="without user and password") as caught:
         fetch("https://user:hunter2@host/m.gguf")

@@ -22,7 +22,7 @@ UNBOUNDED = 2**53
 
 
 def mistakes(value: object, struct: type, path: str) -> list[str]:
-    """`path: got …; must be …`, one line each; empty if `msgspec.convert(value, struct)` will succeed."""
+    """`path: got …; must be …`, one line each. Empty: only what a struct refuses as a whole is left to find."""
     return list(_check(value, _described(struct), path))
 
 

@@ -98,9 +98,7 @@ def _tenants(tenants: tuple[TenantSpec, ...]) -> Iterator[str]:
         for number, namespace in enumerate(tenant.secret_namespaces):
             if namespace in tenant.secret_namespaces[:number]:
                 yield f'{path}.secretNamespaces[{number}]: got "{namespace}" again; must be unique'
-        quota, cache = tenant.quota, tenant.cache
-        if cache.max_tokens is not None and cache.max_tokens < cache.min_tokens:
-            yield f"{path}.cache.maxTokens: got {cache.max_tokens}; must be at least minTokens ({cache.min_tokens})"
+        quota = tenant.quota
         if quota.requests_burst is not None and quota.requests_per_minute is None:
             yield f"{path}.quota.requestsBurst: got {quota.requests_burst}; must come with requestsPerMinute"
         if quota.tokens_burst is not None and quota.tokens_per_minute is None:

@@ -304,7 +304,11 @@ def convert(value: Any) -> InferenceDeployment:
     errors = check.mistakes(value, InferenceDeployment, "")
     if errors:
         raise SpecError(errors)
-    deployment = msgspec.convert(value, InferenceDeployment)
+    try:
+        deployment = msgspec.convert(value, InferenceDeployment)
+    except msgspec.ValidationError as error:  # what structs themselves refuse: fields that contradict each other
+        told, _, place = str(error).rpartition(" - at `$.")
+        raise SpecError([f"{place.rstrip('`')}.{told}"]) from error
     errors = list(rules.contradictions(deployment.spec))
     if errors:
         raise SpecError(errors)

@@ -25,7 +25,10 @@ from infer_operator.kube import POD, RESOURCE, SECRET, ApiError, Kube, KubeError
 ASK = "check the names and the namespace, or ask for the rights in manifests/examples/rbac/tenant.yaml"
 FIELDS = ("endpoint", "serverPublicKey", "clientPublicKey", "clientSecretKey")
 """of a Secret and of a credentials file; a tenant with keys of its own has only the first two"""
-SERVICE_HOST = re.compile(r"[^.]+\.(?P<namespace>[^.]+)\.svc")
+SERVICE_HOST = re.compile(r"[-a-z0-9]+\.(?P<namespace>[-a-z0-9]+)\.svc")
+ENDPOINT = re.compile(r"tcp://([-A-Za-z0-9._]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
+LONGEST_FIELD = 512
+"""of a Secret, in characters"""
 
 Answer = TypeVar("Answer")
 
@@ -78,16 +81,24 @@ async def find_access(kube: Kube, namespace: str, deployment: str | None, tenant
     found = await allowed(namespace, f"get secrets/{secret_name}", kube.read(SECRET, namespace, secret_name))
     if found is None:
         raise ConnectError(await _why_no_secret(kube, namespace, name, tenant))
+    return read_access(found, namespace, name, tenant)
+
+
+def read_access(found: Object, namespace: str, deployment: str, tenant: str) -> Access:
+    """Whoever may write Secrets there has written it: nothing in it leads anywhere but to an endpoint. Raises ConnectError."""
     try:
         record = secrets.read_record(found)
         fields = {key: base64.b64decode(found["data"][key]).decode() for key in FIELDS if key in found["data"]}
+        if not ENDPOINT.fullmatch(fields["endpoint"]) or max(map(len, fields.values())) > LONGEST_FIELD:
+            raise ValueError("its endpoint is not tcp://HOST:PORT, or a part of it is too long")
         url = urlsplit(fields["endpoint"])
         address = str(url.hostname), int(url.port or "")
     except (secrets.SecretDamagedError, KeyError, ValueError) as error:
-        raise ConnectError(f"Secret {namespace}/{secret_name} is not a tenant's: {error}") from error
+        name = secrets.tenant_secret_name(deployment, tenant)
+        raise ConnectError(f"Secret {namespace}/{name} is not a tenant's: {error}") from error
     inside = SERVICE_HOST.fullmatch(address[0])
     pods = inside["namespace"] if inside else namespace
-    return Access(name, tenant, fields, address, pods, endpoints.slot_of(record.uid), record.port)
+    return Access(deployment, tenant, fields, address, pods, endpoints.slot_of(record.uid), record.port)
 
 
 async def ready_pod(kube: Kube, access: Access) -> str | None:

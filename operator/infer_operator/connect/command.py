@@ -161,4 +161,6 @@ def _port(text: str) -> int:
 
 
 def _tell(text: str) -> None:
-    print(f"inferengine connect: {text}", file=sys.stderr, flush=True)
+    """Without what would steer the terminal: statuses repeat what pods say."""
+    shown = "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
+    print(f"inferengine connect: {shown}", file=sys.stderr, flush=True)

@@ -119,3 +119,9 @@ def test_the_chat_gets_the_credentials_as_a_file(capsys: pytest.CaptureFixture[s
         chat(args, access.credentials(), connect_seconds=0.3) == 1
     )  # the file was read: it is the server that does not answer
     assert "no connection to tcp://127.0.0.1:1 within 0.3 s" in capsys.readouterr().err
+
+
+def test_what_is_told_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    told = complaint(capsys, "--tenant", "acme", "--kubeconfig", "\x1b[2Jfile")
+    assert "\x1b" not in told
+    assert "[2Jfile: no such file" in told

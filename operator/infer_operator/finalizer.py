@@ -3,8 +3,8 @@
 F1. Before anything of a resource enters a store, the resource has our finalizer: then it can't go without us.
 F2. The order: endpoints close (a document without tenants), copies of Secrets in other namespaces go, pods drain and end, the
     store's keys go, the finalizer goes. The garbage collector deletes the objects, which the resource owns.
-F3. It ends also if the store never answers again (deleted first, with its namespace say): after PATIENCE_SECONDS the resource
-    goes, and the sweep deletes the keys if that store comes back.
+F3. It ends also if the store never answers again (deleted first, with its namespace say), or what tells of it is damaged: after
+    PATIENCE_SECONDS the resource goes, and the sweep deletes the keys if that store comes back.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
+
+import msgspec
 
 from infer_operator.backends import copies
 from infer_operator.backends.tenants import is_owned
@@ -84,6 +86,9 @@ class Farewell:
                 await self._close_endpoints(documents)
         except (StoreUnavailableError, RevisionConflictError) as error:
             self._give_up_or_raise(error)
+            documents = None
+        except (msgspec.DecodeError, secret.SecretDamagedError) as error:  # its owner can mend them, or wait: F3
+            self._give_up_or_raise(StoreUnavailableError(f"{type(error).__name__}: {error}"))
             documents = None
         await copies.take_back(self._cluster, self._key)
         if not await self._are_pods_gone():

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from typing import Any
 
-from infer_operator.kube import SECRET
+from infer_operator.kube import RESOURCE, SECRET
 
 
 async def complaint(home: Any, *arguments: str) -> str:
@@ -46,6 +46,13 @@ async def test_what_is_not_ready(home: Any, operator: Any) -> None:
     await home.delete(SECRET, "one.acme")
     assert "there is no Secret one.acme in namespace" in (told := await complaint(home, "one", "--tenant=acme"))
     assert f" yet: {ready['message']}" in told
+    resource = await home.get(RESOURCE, "one")
+    conditions = [one | {"status": "True"} for one in resource["status"]["conditions"]]
+    body = {"apiVersion": resource["apiVersion"], "kind": resource["kind"], "status": {"conditions": conditions}}
+    body["metadata"] = {"name": "one", "namespace": home.namespace}
+    await home.kube.apply(body, RESOURCE, subresource="status")
+    told = await complaint(home, "one", "--tenant=acme")
+    assert " yet: the operator makes a missing one within half a minute: try again" in told
     await home.apply("two", "acme")
     told = await complaint(home, "two", "--tenant=acme")
     assert " yet: no operator has looked at it yet" in told

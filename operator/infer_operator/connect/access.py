@@ -175,7 +175,7 @@ async def _why_no_secret(kube: Kube, namespace: str, name: str, tenant: str) -> 
         return f"no {RESOURCE.name} {name!r} in namespace {namespace}; {there}"
     if tenant not in _tenants(found):
         return f"{name} has no tenant {tenant!r}; there is {_sorted(_tenants(found))}"
-    if _is_ready(found):
+    if _says_ready(found):
         return f"{missing} yet: the operator makes a missing one within half a minute: try again"
     return f"{missing} yet: {_ready_message(found)}"
 
@@ -196,13 +196,13 @@ def _tenants(resource: Object) -> list[str]:
     return [str(tenant["name"]) for tenant in resource["spec"]["tenants"]]
 
 
-def _is_ready(resource: Object) -> bool:
+def _says_ready(resource: Object) -> bool:
     conditions = resource.get("status", {}).get("conditions", ())
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def _ready_message(resource: Object) -> str:
-    if _is_ready(resource):
+    if _says_ready(resource):
         return "it says Ready"
     for one in resource.get("status", {}).get("conditions", ()):
         if one["type"] == "Ready":

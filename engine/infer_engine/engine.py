@@ -34,6 +34,7 @@ from infer_engine.scheduler import sequence as scheduling
 from infer_engine.scheduler.intake import Intake, TokenIds
 from infer_engine.scheduler.scheduler import Scheduler
 from infer_engine.stats import EngineStats, StatsRecorder, TenantCacheUsage
+from infer_engine.unfinished import Unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class InferenceEngine:
         self._calls = Calls(self.submit, self.cancel, self.tokenizer, config.max_concurrent_requests)
         self._request_ids = itertools.count(1)
         self._queue_mutex = threading.Lock()  # guards _unfinished, and makes "is there room" and "add" one move
-        self._unfinished: dict[int, scheduling.Sequence] = {}
+        self._unfinished = Unfinished(config.max_batch_size, config.max_queue_size)
         self._tenant_usage: dict[str, TenantCacheUsage] = {}  # replaced as a whole by the step loop
         self._next_usage_at = 0.0
         self._loop = StepLoop(
@@ -132,7 +133,7 @@ class InferenceEngine:
         for sequence, event in events:
             if isinstance(event, FinishedEvent):
                 with self._queue_mutex:  # who has seen the event finds room for another request
-                    del self._unfinished[sequence.request_id]
+                    self._unfinished.remove(sequence.request_id)
             _tell(sequence, event, self._scheduler.cancel)
         if events:
             self._tell_step_end()
@@ -214,7 +215,8 @@ class InferenceEngine:
         deadline: seconds of the engine's clock (time.monotonic). with_text: TokensEvents carry text.
         on_event: called from the engine's thread, possibly before this returns; it must be quick, and one that raises
             cancels its request.
-        Raises InvalidRequestError, QueueFullError (max_batch_size + max_queue_size requests are unfinished), EngineClosedError.
+        Raises InvalidRequestError, EngineClosedError, QueueFullError: max_batch_size + max_queue_size requests are unfinished,
+        and the tenant has its part of them.
         """
         try:
             sequence = self._intake.new_sequence(
@@ -236,16 +238,10 @@ class InferenceEngine:
         return sequence.request_id
 
     def _enqueue(self, sequence: scheduling.Sequence) -> None:
-        limit = self.config.max_batch_size + self.config.max_queue_size
         with self._queue_mutex:
             if self._loop.is_closing:
                 raise EngineClosedError("the engine is closed: it takes no more requests")
-            if len(self._unfinished) >= limit:
-                raise QueueFullError(
-                    f"{limit} requests are unfinished (max_batch_size {self.config.max_batch_size} + max_queue_size "
-                    f"{self.config.max_queue_size}): try again later, or raise max_queue_size"
-                )
-            self._unfinished[sequence.request_id] = sequence
+            self._unfinished.add(sequence)
             self._stats.record_accepted()
             self._scheduler.add(sequence)
 
@@ -369,7 +365,7 @@ class InferenceEngine:
             return
         broken = InferEngineError(f"the engine broke down ({type(failure).__name__}); its log has the details")
         with self._queue_mutex:
-            unfinished, self._unfinished = list(self._unfinished.values()), {}
+            unfinished = self._unfinished.take_all()
         for sequence in unfinished:
             self._stats.record_finished("error")
             _tell(sequence, FinishedEvent("error", sequence.usage(), 0.0, broken), lambda request_id: None)

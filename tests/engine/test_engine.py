@@ -418,6 +418,32 @@ def test_stats_of_an_unused_engine_are_zero(engine: InferenceEngine) -> None:
     assert stats.pool_tokens == 2048
 
 
+def test_a_flood_of_one_tenant_shuts_no_other_out(model: Any) -> None:
+    config = EngineConfig(max_cache_tokens=2048, max_batch_size=2, max_queue_size=10)
+    with InferenceEngine(model, config, start_thread=False) as engine:
+
+        def submit(tenant: str) -> None:
+            engine.submit([1, 2, 3], GREEDY, tenant=tenant, namespace=tenant, on_event=lambda event: None)
+
+        for _ in range(12):
+            submit("flood")
+        for _ in range(6):
+            submit("acme")  # half of the places: two tenants have some
+        for tenant in ("flood", "acme"):
+            with pytest.raises(QueueFullError):
+                submit(tenant)
+        for number in range(6):
+            submit(f"other-{number}")
+        with pytest.raises(QueueFullError):
+            submit("one more")  # twice the limit
+        while engine.has_work:
+            engine.step()
+        for _ in range(12):
+            submit("flood")  # alone again, it may have them all
+        with pytest.raises(QueueFullError):
+            submit("flood")
+
+
 def test_a_dropped_tenant_leaves_no_key_or_value_behind(arithmetic: Any) -> None:
     with InferenceEngine(arithmetic(), EngineConfig(max_cache_tokens=256)) as engine:
         for tenant in ("acme", "globex"):

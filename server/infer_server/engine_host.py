@@ -1,8 +1,8 @@
 """The engine process: one InferenceEngine behind the stream to the gateway.
 
-In flow requests, their cancellations and what tenants may have; out flow EngineReady once, Tokens and Finished together at the
-end of each step, and a Snapshot each second. It ends when the stream does. The main thread reads, the engine's thread computes
-and writes.
+In flow requests, their cancellations and what tenants may have; out flow EngineReady once, or why not, then Tokens and Finished
+together at the end of each step, and a Snapshot each second. It ends when the stream does. The main thread reads, the engine's
+thread computes and writes.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def run(config: PodConfig, link_fd: int) -> int:
         ready = _ready(config.model_name, engine)
     except (ConfigError, ModelLoadError) as error:
         log.error("the model can't be served: %s", error)
+        outbox.put(ipc.ModelRefused(str(error)))
+        outbox.flush()
         return EXIT_MODEL
     try:
         with engine:

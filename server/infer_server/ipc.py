@@ -106,6 +106,13 @@ class EngineReady(Struct, frozen=True, array_like=True, tag="ready"):
     vocab_size: int
 
 
+class ModelRefused(Struct, frozen=True, array_like=True, tag="refused"):
+    """Instead of EngineReady, and the process ends."""
+
+    message: str
+    """what is wrong with the model or the engine's configuration, and what to do"""
+
+
 class Tokens(Struct, frozen=True, array_like=True, tag="tokens"):
     id: int
     token_ids: list[int]
@@ -145,7 +152,7 @@ class Snapshot(Struct, frozen=True, array_like=True, tag="snapshot"):
     tenants: list[TenantCache]
 
 
-EngineToGateway = EngineReady | Tokens | Finished | Snapshot
+EngineToGateway = EngineReady | ModelRefused | Tokens | Finished | Snapshot
 
 
 # --- supervisor <-> gateway: one SOCK_SEQPACKET datagram each, unprefixed ---------------------------------------------

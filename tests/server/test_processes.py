@@ -9,9 +9,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from infer_server import engine_host
+from infer_server import engine_host, ipc
 from infer_server.gateway import process as gateway_process
 
 
@@ -95,6 +96,10 @@ def test_a_model_that_cannot_be_served_is_one_line_and_its_own_exit_code(
     with ours, theirs:
         fd = theirs.fileno()
         result = start("engine", write_config(tmp_path, **changes), "--link-fd", str(fd), pass_fds=(fd,))
+        (told,) = ipc.Deframer().feed(ours.recv(65536))
+    refused = msgspec.msgpack.decode(told, type=ipc.EngineToGateway)
+    assert isinstance(refused, ipc.ModelRefused)
+    assert message in refused.message
     assert result.returncode == engine_host.EXIT_MODEL
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1

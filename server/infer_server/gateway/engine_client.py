@@ -63,6 +63,8 @@ class EngineClient:
         self._shares: dict[str, CacheShare] = {}
         self.model: ServedModel | None = None
         """None while no engine is ready."""
+        self.refusal: str | None = None
+        """Why the last engine could not load its model; None once one is ready."""
 
     async def connect(self, sock: socket.socket) -> None:
         """Use the engine at the other end of `sock` from now on; an earlier one is let go."""
@@ -133,6 +135,8 @@ class EngineClient:
                     listener(message)
             case ipc.Snapshot():
                 self._on_snapshot(message)
+            case ipc.ModelRefused():
+                self.refusal = message.message
             case ipc.EngineReady():
                 self._loading = asyncio.get_running_loop().create_task(self._load(message, self._stream))
 
@@ -147,6 +151,7 @@ class EngineClient:
             return
         identity = ModelIdentity(ready.revision, tokenizer.digest, ready.kv_layout)
         self.model = ServedModel(ready, tokenizer, identity)
+        self.refusal = None
         log.info("model %s is ready", ready.model_name)
         self._on_ready(self.model)
 

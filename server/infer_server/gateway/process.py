@@ -128,7 +128,8 @@ class GatewayProcess:
         if self._gateway.draining:
             obstacles.append("draining")
         if self._engine.model is None:
-            obstacles.append("the model is not loaded")
+            refusal = self._engine.refusal
+            obstacles.append("the model is not loaded" if refusal is None else f"the model is not loaded: {refusal}")
         if not self._follower.reachable:
             obstacles.append("the store does not answer")
         return obstacles or self._endpoints.obstacles()  # before that endpoints can't be open

@@ -241,11 +241,16 @@ class Pod:
         return front
 
     async def start_engine(self, **changes: Any) -> Engine:
+        engine = await self.link_engine()
+        ready = ipc.EngineReady("tiny", str(self._tokenizer_dir), "rev", "kv", 100, 16, 1000, 257)
+        engine.send(msgspec.structs.replace(ready, **changes))
+        return engine
+
+    async def link_engine(self) -> Engine:
+        """One that has said nothing yet."""
         engine = Engine()
         engine.tokenizer = self._tokenizer
         self._link(ipc.Link("engine"), await engine.start())
-        ready = ipc.EngineReady("tiny", str(self._tokenizer_dir), "rev", "kv", 100, 16, 1000, 257)
-        engine.send(msgspec.structs.replace(ready, **changes))
         return engine
 
     def _link(self, link: ipc.Link, sock: socket.socket) -> None:

@@ -285,6 +285,18 @@ async def test_a_document_that_is_not_served_yet_is_told_with_the_reason(pod, en
     await engine.close()
 
 
+async def test_why_a_model_is_not_loaded_is_told_until_one_is(pod, entry):
+    await pod.apply(entry())
+    broken = await pod.link_engine()
+    broken.send(ipc.ModelRefused("/models/x: no such directory"))
+    await condition(lambda: tells(pod, "the model is not loaded: /models/x: no such directory"))
+    await broken.close()
+    assert await tells(pod, "/models/x: no such directory"), "the next engine is only trying"
+    engine = await pod.start_engine()
+    await condition(lambda: follows(pod, 1))
+    await engine.close()
+
+
 async def test_an_endpoint_that_cannot_open_is_told_to_the_operator(pod, engine, front, entry):
     pod.fronts[pod.id_of("beta")] = front  # so that no front is started for it
     await pod.apply(entry(), entry("beta", port=20001))

@@ -46,7 +46,7 @@ def health(
         reason=reason,
         message=message,
         others={
-            "ModelReady": _model(live),
+            "ModelReady": _model(live, obstacles),
             "Progressing": _progressing(deployment, wanted, obstacles),
             "Degraded": _degraded(deployment, [*live, *store_live], obstacles),
         },
@@ -67,7 +67,7 @@ def _obstacles(pods: Sequence[Observed], reports: Reports) -> list[str]:
     return [*shown, *([f"and {len(told) - SHOWN_PODS} more"] if len(told) > SHOWN_PODS else [])]
 
 
-def _model(pods: Sequence[Observed]) -> Finding:
+def _model(pods: Sequence[Observed], obstacles: Sequence[str]) -> Finding:
     """A pod that was ready once has loaded its model: readiness says so."""
     if any(condition(pod, "Ready") == "True" for pod in pods):
         return Finding(True, "Loaded")
@@ -83,7 +83,7 @@ def _model(pods: Sequence[Observed]) -> Finding:
     if fetching:
         return Finding(False, "Fetching", "the model is being fetched")
     if any("running" in container.get("state", {}) for pod in pods for container in containers(pod)):
-        return Finding(False, "Loading", "a pod loads the model; if that lasts, its log says why")
+        return Finding(False, "Loading", "\n".join(["a pod loads the model", *obstacles]))
     return Finding(None, "NoPodRunning", "no pod has come so far")
 
 

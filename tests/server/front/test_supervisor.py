@@ -200,13 +200,14 @@ def test_no_process_outlives_a_killed_supervisor(pod: Pod) -> None:
 
 def test_a_front_writes_no_core_file_and_no_key_to_the_log(pod: Pod) -> None:
     acme, globex = pod.add("acme", "globex")
-    for pid in pod.fronts():
+    assert pod.client(acme).ask("who") == "acme acme-key"
+    assert pod.client(globex).ask("who") == "globex globex-key"
+    for pid in pod.fronts():  # they serve, so they have set their limits
         limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
         assert next(line for line in limits if line.startswith("Max core file size")).split()[4] == "0"
         open_files = next(line for line in limits if line.startswith("Max open files")).split()
         assert int(open_files[3]) <= FRONT_MAX_FDS, "strangers' connections must not take all memory"
     assert refused(pod, acme, globex.keys["globex-key"])
-    assert pod.client(acme).ask("who") == "acme acme-key"
     log = (pod.folder / "log").read_text()
     keys = [pod.server_key, *acme.keys.values(), *globex.keys.values()]
     assert not any(key.secret in log for key in keys)

@@ -10,7 +10,7 @@ for each output token, divided by the tenant's weight. Recomputation after a pre
     lpm    longest cached prefix first; tenants mean nothing (RadixAttention, arXiv:2312.07104)
     vtc    the tenant that was served least (virtual token counters, arXiv:2401.00588)
     dlpm   longest cached prefix first, among tenants that have not used up their quantum (deficit longest prefix match,
-           arXiv:2501.14312): nearly the hits of lpm, with a bound on how far tenants drift apart
+           arXiv:2501.14312): hits within a tenant's turn, and a bound on how far tenants drift apart
 """
 
 from __future__ import annotations
